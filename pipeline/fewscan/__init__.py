@@ -1,0 +1,12 @@
+"""fewscan: from a few annotated scans to masks that clinical tools open."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "bundle":  # `import fewscan` in a bundle's config has to be enough to call `fewscan.bundle`
+        return importlib.import_module("fewscan.bundle")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,290 @@
+"""DICOM-SEG masks: binary segments on the frames of the source series, coded and coloured."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan import __version__
+from fewscan.errors import FormatError
+from fewscan.grid import LPS_FROM_RAS, Grid
+from fewscan.labels import Label, LabelTable
+from fewscan.scans.scan import Scan
+from fewscan.terminology import Code
+
+_TYPE_2 = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+_IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "FrameOfReferenceUID")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings of pydicom and highdicom, since they quote patients' names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@_quietly()
+def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, provenance: Mapping[str, str]) -> None:
+    """Write `values` (i, j, k) as one BINARY DICOM-SEG; frames without label are left out.
+
+    Segment n is the n-th label of the table, present or not; an empty mask keeps one empty frame for each segment.
+    Raises FormatError where the source cannot carry a SEG.
+    """
+    import highdicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    sources = _sources(scan)
+    algorithm = _algorithm(provenance)
+    ascii_names = all(label.name.isascii() for label in table)
+    try:
+        seg = highdicom.seg.Segmentation(
+            source_images=sources,
+            **_planes(table.to_classes(values, path.name), scan, sources),
+            segmentation_type="BINARY",
+            segment_descriptions=[_segment(number, label, algorithm) for number, label in enumerate(table, start=1)],
+            series_instance_uid=highdicom.UID(),
+            series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer="fewscan",
+            manufacturer_model_name="fewscan",
+            software_versions=__version__,
+            device_serial_number=provenance.get("model_sha256", "0")[:16],
+            content_label="SEGMENTATION",
+            content_description="Automatic segmentation",
+            content_creator_name="fewscan^",
+            series_description="fewscan segmentation",
+            specific_character_set=sources[0].get("SpecificCharacterSet") if ascii_names else "ISO_IR 192",
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+        )
+    except (ValueError, TypeError, AttributeError, KeyError) as problem:
+        wrong = _unusable(sources[0])
+        why = f"its {', '.join(wrong)} cannot be copied" if wrong else f"{type(problem).__name__} in highdicom"
+        raise FormatError(
+            f"{scan.name}: a DICOM-SEG cannot be made from this series: {why}; choose nifti or seg-nrrd"
+        ) from problem
+    seg.save_as(path)
+
+
+def _unusable(source: Any) -> list[str]:
+    """Keywords of what a SEG copies from its source and the source lacks or has in a form that DICOM forbids."""
+    from pydicom import config, valuerep
+
+    wrong = [name for name in ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID") if not source.get(name)]
+    if str(source.get("PatientSex") or "O") not in ("M", "F", "O"):
+        wrong.append("PatientSex")
+    for name in _TYPE_2:
+        element = source.data_element(name) if name in source else None
+        if element is not None and element.value not in (None, ""):
+            try:
+                valuerep.validate_value(element.VR, str(element.value), config.RAISE)
+            except ValueError:
+                wrong.append(name)
+    return wrong
+
+
+@_quietly()
+def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> None:
+    """Read back and compare voxel for voxel, twice; raises FormatError on any difference.
+
+    3D Slicer (dcmqi) places frames by their position, OHIF by their reference to a source image: both have to give
+    `values` on the scan's grid. Patient, study and frame of reference have to be the source's.
+    """
+    import pydicom
+
+    seg = pydicom.dcmread(path)
+    sources = _sources(scan)
+    for name in _IDENTITY:
+        if str(seg.get(name) or "") != str(sources[0].get(name) or ""):
+            raise FormatError(f"{path.name}: {name} is not that of the source series")
+    if seg.get("FrameOfReferenceUID") != scan.grid.frame_of_reference:
+        raise FormatError(f"{path.name}: FrameOfReferenceUID is not that of the scan")
+    if [item.SegmentLabel for item in seg.SegmentSequence] != [_text(label.name) for label in table]:
+        raise FormatError(f"{path.name}: the segments are not the labels of the table")
+    by_position, by_reference = _rebuild(seg, path.name, scan, sources, table)
+    for way, found in (("position", by_position), ("source image", by_reference)):
+        wrong = int(np.count_nonzero(found != values))
+        if wrong:
+            raise FormatError(f"{path.name}: placed by their {way}, its frames give {wrong} wrong voxels")
+
+
+def _rebuild(
+    seg: Any, where: str, scan: Scan, sources: list[Any], table: LabelTable
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The label values (i, j, k) of a SEG on the scan's grid: frames by their position, and by their source image."""
+    if (seg.Columns, seg.Rows) != scan.grid.shape[:2]:
+        raise FormatError(f"{where}: has {seg.Columns} x {seg.Rows} pixels, the scan {scan.grid.shape[:2]}")
+    by_position, by_reference = np.zeros((2, *scan.grid.shape), dtype=np.uint16)
+    planes = _planes_of_sources(scan, sources)
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    for frame, bits in zip(seg.PerFrameFunctionalGroupsSequence, _frames(seg), strict=True):
+        number = int(_group(frame, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+        image = _group(frame, shared, "DerivationImageSequence").SourceImageSequence[0]
+        source = (str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1))
+        if source not in planes:
+            raise FormatError(f"{where}: a frame refers to an image that is not of the scan")
+        for classes, k in ((by_position, _plane_at(frame, shared, where, scan.grid)), (by_reference, planes[source])):
+            classes[:, :, k][bits.T > 0] = number
+    return table.to_values(by_position), table.to_values(by_reference)
+
+
+def _frames(seg: Any) -> Iterator[NDArray[np.uint8]]:
+    """The frames (rows, columns) of 0 and 1, one at a time, since all of them unpacked can take gigabytes.
+
+    Frames follow each other bit by bit, lowest bit first, without padding between them.
+    """
+    size = seg.Rows * seg.Columns
+    packed = np.frombuffer(seg.PixelData, dtype=np.uint8)
+    for first in range(0, int(seg.NumberOfFrames) * size, size):
+        bits = np.unpackbits(packed[first // 8 : -(-(first + size) // 8)], bitorder="little")
+        yield bits[first % 8 : first % 8 + size].reshape(seg.Rows, seg.Columns)
+
+
+def _plane_at(frame: Any, shared: Any, where: str, grid: Grid) -> int:
+    """The index k of the plane on which a frame lies; FormatError where it lies on none (within 0.1 voxel)."""
+    corner = _numbers(_group(frame, shared, "PlanePositionSequence").ImagePositionPatient)
+    along_row, along_column = _numbers(
+        _group(frame, shared, "PlaneOrientationSequence").ImageOrientationPatient
+    ).reshape(2, 3)
+    between_rows, between_columns = _numbers(_group(frame, shared, "PixelMeasuresSequence").PixelSpacing)
+    last_i, last_j = grid.shape[0] - 1, grid.shape[1] - 1
+    corners_lps = np.array(
+        [corner, corner + along_row * between_columns * last_i, corner + along_column * between_rows * last_j]
+    )
+    index = np.column_stack([corners_lps, np.ones(3)]) @ (np.linalg.inv(grid.affine) @ LPS_FROM_RAS).T
+    k = round(float(index[0, 2]))
+    off = float(np.abs(index[:, :3] - [(0, 0, k), (last_i, 0, k), (0, last_j, k)]).max())
+    if off > 0.1 or not 0 <= k < grid.shape[2]:
+        raise FormatError(f"{where}: a frame lies on no plane of the scan ({off:.3g} voxels from plane {k})")
+    return k
+
+
+def _group(frame: Any, shared: Any, name: str) -> Any:
+    """The item of a functional group, from the frame or, where all frames share it, from the shared ones."""
+    sequence = frame.get(name) or shared.get(name)
+    if not sequence:
+        raise FormatError(f"a frame has no {name}")
+    return sequence[0]
+
+
+def _numbers(values: Any) -> NDArray[np.float64]:
+    return np.array([float(value) for value in values])
+
+
+def _sources(scan: Scan) -> list[Any]:
+    """The source's headers in the order of the planes, without pixels; one for an enhanced (multi-frame) file.
+
+    What highdicom insists on and a tolerant reader does not is made good in memory: attributes that may be empty
+    but are missing, one orientation for all slices, a slice thickness (the distance between the planes, where none
+    is stated), and groups that an enhanced file repeats for each frame.
+    """
+    import pydicom
+
+    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in dict.fromkeys(scan.files)]
+    for header in headers:
+        for name in _TYPE_2:
+            if name not in header:
+                setattr(header, name, "")
+        if scan.frames:
+            shared = header.SharedFunctionalGroupsSequence[0]
+            ours = header.PerFrameFunctionalGroupsSequence[scan.frames[0] - 1]
+            for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+                if name not in shared:
+                    setattr(shared, name, getattr(ours, name))
+        else:
+            header.ImageOrientationPatient = headers[0].ImageOrientationPatient
+            if not header.get("SliceThickness"):
+                header.SliceThickness = f"{_distance_mm(scan.grid):.10g}"
+    return headers
+
+
+def _distance_mm(grid: Grid) -> float:
+    """Between neighbouring planes, along their normal."""
+    i, j, k = grid.affine[:3, :3].T
+    normal = np.cross(i, j)
+    return float(abs(normal @ k) / np.linalg.norm(normal))
+
+
+def _planes_of_sources(scan: Scan, sources: list[Any]) -> dict[tuple[str, int], int]:
+    """(SOPInstanceUID, frame number from 1) of each plane, to its index k."""
+    if scan.frames:
+        return {(str(sources[0].SOPInstanceUID), frame): k for k, frame in enumerate(scan.frames)}
+    return {(str(header.SOPInstanceUID), 1): k for k, header in enumerate(sources)}
+
+
+def _planes(classes: NDArray[np.uint16], scan: Scan, sources: list[Any]) -> dict[str, Any]:
+    """The planes (plane, row, column) as highdicom pairs them with the source: our files, or the frames of one file."""
+    import highdicom
+
+    planes = classes.transpose(2, 1, 0)
+    if not planes.any():  # highdicom would keep every plane of every segment
+        frame = sources[0].PerFrameFunctionalGroupsSequence[scan.frames[0] - 1] if scan.frames else None
+        at = sources[0] if frame is None else _group(frame, frame, "PlanePositionSequence")
+        position = highdicom.PlanePositionSequence("PATIENT", _numbers(at.ImagePositionPatient))
+        return {"pixel_array": planes[:1], "plane_positions": [position], "omit_empty_frames": False}
+    if scan.frames:
+        frames = np.zeros((int(sources[0].NumberOfFrames), *planes.shape[1:]), dtype=planes.dtype)
+        frames[np.array(scan.frames) - 1] = planes
+        planes = frames
+    return {"pixel_array": planes, "omit_empty_frames": True}
+
+
+def _segment(number: int, label: Label, algorithm: Any) -> Any:
+    import highdicom
+
+    meaning = label.meaning
+    segment = highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=_text(label.name),
+        segmented_property_category=_coded(meaning.category),
+        segmented_property_type=_coded(meaning.type),
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=deepcopy(algorithm),
+        display_color=highdicom.color.CIELabColor.from_rgb(*label.colour),
+    )
+    if meaning.modifier is not None:
+        item = segment.SegmentedPropertyTypeCodeSequence[0]
+        item.SegmentedPropertyTypeModifierCodeSequence = [_coded(meaning.modifier)]
+    return segment
+
+
+def _coded(code: Code) -> Any:
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(code.value, code.scheme, _text(code.meaning))
+
+
+def _algorithm(provenance: Mapping[str, str]) -> Any:
+    import highdicom
+    from pydicom.sr.codedict import codes
+
+    return highdicom.AlgorithmIdentificationSequence(
+        name=_text(provenance.get("bundle", "fewscan")),
+        family=codes.DCM.ArtificialIntelligence,
+        version=_text(provenance.get("version", __version__)),
+        source="fewscan",
+        parameters={key: value for key, value in provenance.items() if key not in ("bundle", "version")} or None,
+    )
+
+
+def _text(text: str) -> str:
+    """As DICOM's LO takes it: at most 64 characters, no backslash (it separates values)."""
+    return text.replace("\\", "/")[:64].strip()

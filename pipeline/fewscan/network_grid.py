@@ -1,0 +1,163 @@
+"""From a scan's grid to the network's, and the one decision on the way back: softmax, scan's grid, argmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewscan.errors import BundleError, GeometryError
+from fewscan.grid import Affine, Grid
+
+
+def to_network_grid(
+    array: Tensor, grid: Grid, spacing_mm: Sequence[float] | None, slice_axis: int | None = None
+) -> tuple[Tensor, Grid]:
+    """Bring a scan onto the grid that the network sees.
+
+    The axes are permuted and flipped, without resampling, to lie closest to left, posterior, superior. Then each is
+    resampled linearly (with a wider kernel where it gets coarser, so that nothing aliases) to the wanted spacing;
+    the extent stays exactly the same, so the spacing is met up to rounding to whole voxels.
+
+    Args:
+        array: (channel, i, j, k) on `grid`, float.
+        grid: the scan's.
+        spacing_mm: wanted along left, posterior, superior; None keeps the scan's own.
+        slice_axis: 0, 1 or 2 (left, posterior, superior) where a 2D network looks at slices: that axis goes last
+            and is never resampled.
+
+    Returns:
+        The array, contiguous, and its grid.
+    """
+    axes, flips, target = _target(grid, spacing_mm, slice_axis)
+    return _resample(_reorder(array, axes, flips), target.shape).contiguous(), target
+
+
+def labels_to_network_grid(
+    classes: Tensor, grid: Grid, spacing_mm: Sequence[float] | None, slice_axis: int | None = None
+) -> tuple[Tensor, Grid]:
+    """As `to_network_grid`, for class indices (1, i, j, k): the class that covers most of a new voxel wins.
+
+    The lower class wins a tie. The type stays; without resampling the voxels are only reordered.
+    """
+    axes, flips, target = _target(grid, spacing_mm, slice_axis)
+    classes = _reorder(classes, axes, flips)
+    if classes.shape[1:] == target.shape:
+        return classes.contiguous(), target
+    largest = torch.full((1, *target.shape), -1.0, device=classes.device)
+    winner = torch.empty((1, *target.shape), dtype=classes.dtype, device=classes.device)
+    for value in torch.unique(classes):  # one after the other: maps of all classes would need far more memory
+        share = _resample((classes == value).float(), target.shape)
+        winner[share > largest] = value
+        largest = torch.maximum(largest, share)
+    return winner, target
+
+
+def _target(
+    grid: Grid, spacing_mm: Sequence[float] | None, slice_axis: int | None
+) -> tuple[tuple[int, int, int], tuple[bool, bool, bool], Grid]:
+    """The network's grid, and how the scan's axes are permuted and flipped before it is resampled to that."""
+    axes, flips = grid.axes_to_lps()
+    spacing = list(grid.reordered(axes, flips).spacing_mm if spacing_mm is None else spacing_mm)
+    if slice_axis is not None:
+        order = [axis for axis in range(3) if axis != slice_axis] + [slice_axis]
+        axes, flips = (
+            (axes[order[0]], axes[order[1]], axes[order[2]]),
+            (flips[order[0]], flips[order[1]], flips[order[2]]),
+        )
+        spacing = [spacing[axis] for axis in order]
+    reordered = grid.reordered(axes, flips)
+    shape, step = list(reordered.shape), np.eye(4)
+    for axis in range(2 if slice_axis is not None else 3):
+        n = reordered.shape[axis]
+        shape[axis] = max(1, round(n * reordered.spacing_mm[axis] / spacing[axis]))
+        if shape[axis] != n:
+            scale = n / shape[axis]
+            step[axis, axis], step[axis, 3] = scale, (scale - 1) / 2
+    return axes, flips, Grid((shape[0], shape[1], shape[2]), reordered.affine @ step, grid.frame_of_reference)
+
+
+def _reorder(array: Tensor, axes: Sequence[int], flips: Sequence[bool]) -> Tensor:
+    return array.permute(0, *(axis + 1 for axis in axes)).flip([a + 1 for a in range(3) if flips[a]])
+
+
+def _resample(array: Tensor, shape: Sequence[int]) -> Tensor:
+    """(channel, i, j, k) to (channel, *shape), linearly, of the same extent; axes of equal length stay as they are."""
+    for axis, (n, size) in enumerate(zip(array.shape[1:], shape, strict=True), start=1):
+        if n != size:
+            scale = n / size
+            centres = np.arange(size, dtype=np.float64) * scale + (scale - 1) / 2
+            array = _along(array, axis, linear_weights(centres, n, max(scale, 1.0)))
+    return array
+
+
+def decide(logits: Tensor, network_affine: Affine, scan: Grid) -> NDArray[np.integer]:
+    """The class of every voxel of the scan, from the network's answer: the one decision of the project.
+
+    Softmax over the classes, linear interpolation back to the scan's grid, the largest wins (the lower class on a
+    tie). Goes slab by slab along the scan's k axis, so that probabilities never exist for the whole scan.
+
+    Args:
+        logits: (classes, *spatial) on the network's grid.
+        network_affine: of that grid, 4 x 4, voxel -> mm RAS+.
+        scan: the grid of the answer.
+
+    Returns:
+        (i, j, k) class indices on `scan`, uint8 up to 256 classes, else uint16.
+
+    Raises:
+        BundleError: the network answers with numbers that are not finite: its weights are broken.
+        GeometryError: the two grids are not related by a permutation, flips and scaling of axes.
+    """
+    if not torch.isfinite(logits).all():
+        raise BundleError(
+            "the network answers with numbers that are not finite, so its mask would be empty; its training went "
+            "astray, or its weights are broken: train the bundle again"
+        )
+    dtype = np.uint8 if logits.shape[0] <= 256 else np.uint16
+    step = np.linalg.inv(network_affine) @ scan.affine  # scan voxel -> network voxel
+    turn = np.abs(step[:3, :3]).argmax(axis=0)  # for each axis of the scan the network's axis that it runs along
+    expected = np.zeros((3, 3))
+    expected[turn, range(3)] = step[turn, range(3)]
+    if sorted(turn) != [0, 1, 2] or np.abs(step[:3, :3] - expected).max() > 1e-4:
+        raise GeometryError(f"the network's grid is turned against the scan's by more than whole axes: {step.tolist()}")
+    logits = logits.permute(0, *(int(axis) + 1 for axis in turn))
+    coordinates = [step[turn[axis], axis] * np.arange(scan.shape[axis]) + step[turn[axis], 3] for axis in range(3)]
+    if all(_are_voxels(places, n) for places, n in zip(coordinates, logits.shape[1:], strict=True)):
+        classes = logits.max(dim=0).indices.cpu().numpy().astype(dtype)
+        return np.ascontiguousarray(classes[np.ix_(*(places.round().astype(np.int64) for places in coordinates))])
+    weights = [linear_weights(places, n, 1.0) for places, n in zip(coordinates, logits.shape[1:], strict=True)]
+    labels = np.empty(scan.shape, dtype=dtype)
+    for k in range(scan.shape[2]):
+        near = np.flatnonzero(weights[2][k])
+        slab = torch.softmax(logits[..., near.min() : near.max() + 1].float(), dim=0)
+        slab = _along(slab, 3, weights[2][k : k + 1, near.min() : near.max() + 1])
+        slab = _along(_along(slab, 1, weights[0]), 2, weights[1])
+        labels[..., k] = slab[..., 0].max(dim=0).indices.cpu().numpy()
+    return labels
+
+
+def linear_weights(coordinates: NDArray[np.float64], n: int, width: float) -> NDArray[np.float32]:
+    """(len(coordinates), n) matrix of linear interpolation: a triangle of half-width `width` voxels, rows sum to 1.
+
+    Coordinates beyond the first and last voxel take the border's value.
+    """
+    inside = np.clip(coordinates, 0, n - 1)
+    weights = np.maximum(0.0, 1 - np.abs(inside[:, None] - np.arange(n)) / width)
+    weights[weights < 1e-6] = 0.0
+    normalised: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return normalised
+
+
+def _along(array: Tensor, axis: int, weights: NDArray[np.float32]) -> Tensor:
+    moved: Tensor = torch.tensordot(array, torch.from_numpy(weights).to(array), dims=([axis], [1]))
+    return moved.movedim(-1, axis)
+
+
+def _are_voxels(places: NDArray[np.float64], n: int) -> bool:
+    """Whether every coordinate is that of one of n voxels: nothing lies between them."""
+    near = places.round()
+    return bool(np.abs(places - near).max() < 1e-3 and near.min() >= 0 and near.max() < n)

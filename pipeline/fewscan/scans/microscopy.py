@@ -1,0 +1,264 @@
+"""Photographs and microscopy: PNG, JPEG, BMP through Pillow, TIFF through tifffile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.errors import ScanError
+from fewscan.grid import Grid
+from fewscan.scans.scan import Scan
+
+RGB = ("red", "green", "blue")
+UNITS_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3,
+            "\\u00B5m": 1e-3, "nm": 1e-6, "Å": 1e-7, "pm": 1e-9, "inch": 25.4}  # fmt: skip
+
+
+def open_photo(path: Path, name: str, channels: Sequence[str] | None = None, label: bool = False) -> Scan:
+    """The scan in a PNG, JPEG or BMP: grey (1 channel) or colour (red, green, blue); i to the right, j down, k = 1.
+
+    An opaque alpha is dropped with a note. With `label` the file is read as a label: a palette gives its indices,
+    and grey saved as colour is taken. Raises ScanError where the file is broken, has a varying alpha, is a palette
+    image but no label, or holds another number of channels than `channels`.
+    """
+    notes: list[str] = []
+    image = _photo(path)
+    with image:
+        width, height = image.size
+        mode = image.mode
+        turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) != 1  # asking a PNG would decode it
+        frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ScanError(f"{path}: holds {frames} frames; save them as single images or as a TIFF stack")
+    if mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        raise ScanError(f"{path}: its colours are {mode}; save it as grey or RGB")
+    if turned:
+        notes.append("the file asks viewers to turn it (EXIF); the pixels are taken as they are stored")
+    if label or mode in ("P", "PA", "LA", "RGBA"):
+        _photo_pixels(path, label)  # refuses palettes, colours in labels, and a varying alpha
+    if mode in ("LA", "PA", "RGBA"):
+        notes.append("an opaque alpha channel is dropped")
+    found = 3 if mode in ("RGB", "RGBA") and not label else 1
+    names = _names(path, found, channels)
+    return Scan(
+        name, "png", (path,), _flat_grid(width, height), names, notes=tuple(notes),
+        reader=read_photo_label if label else read_photo,
+    )  # fmt: skip
+
+
+def read_photo(scan: Scan) -> NDArray[Any]:
+    """The pixels (channel, i, j, 1) of a scan that `open_photo` gave, 16 bit where the file has 16."""
+    return _photo_pixels(scan.files[0], False)[: len(scan.channels)]
+
+
+def read_photo_label(scan: Scan) -> NDArray[Any]:
+    """The values (1, i, j, 1) of a label image, a palette's indices."""
+    return _photo_pixels(scan.files[0], True)[:1]
+
+
+def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, label: bool = False) -> Scan:
+    """The scan in a TIFF: i to the right, j down, pages along k; channels as the file's metadata says.
+
+    The voxel size is taken from OME or ImageJ metadata, or a resolution per cm, where the unit is stated; else the
+    affine is ITK's identity, diag(-1, -1, 1, 1). Raises ScanError on a time series, several series, palettes (unless
+    `label`), a varying alpha, or another number of channels than `channels`.
+    """
+    with _tiff(path) as file:
+        if not file.series:
+            raise ScanError(f"{path}: the TIFF holds no image")
+        series = file.series[0]
+        if len(file.series) > 1:
+            raise ScanError(f"{path}: the TIFF holds {len(file.series)} series of images; save the one to use")
+        sizes: dict[str, int] = dict(zip(series.axes, series.shape, strict=True))
+        _check_tiff_axes(path, series.axes, sizes)
+        if series.dtype is None or series.dtype.kind not in "iufb":
+            raise ScanError(f"{path}: holds {series.dtype} numbers; save real ones")
+        if series.keyframe.photometric == 3 and not label:
+            raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
+        notes = ["white is zero in this file (MINISWHITE); taken as stored"] if series.keyframe.photometric == 0 else []
+        found: int = sizes.get("S", sizes.get("C", 1))
+        if "S" in sizes and found in (2, 4):
+            _drop_alpha(path, _arranged(series.asarray(), series.axes))
+            notes.append("an opaque alpha channel is dropped")
+            found -= 1
+        pages = int(np.prod([sizes.get(axis, 1) for axis in "ZIQ"]))
+        spacing, source = _tiff_spacing(file)
+        if source:
+            notes.append(source)
+        if label and found == 3:
+            _one_of_equal(path, _arranged(series.asarray(), series.axes)[:3])
+            found = 1
+    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+    grid = Grid((sizes["X"], sizes["Y"], pages), affine)
+    return Scan(name, "tiff", (path,), grid, _names(path, found, channels), notes=tuple(notes), reader=read_tiff)
+
+
+def read_tiff(scan: Scan) -> NDArray[Any]:
+    """The voxels (channel, i, j, k) of a scan that `open_tiff` gave."""
+    path = scan.files[0]
+    with _tiff(path) as file:
+        series = file.series[0]
+        try:
+            data = series.asarray()
+        except Exception as problem:  # the codecs raise types of their own
+            raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem)})") from problem
+        arranged = _arranged(data, series.axes)[: len(scan.channels)]
+    return arranged.astype(np.uint8) if arranged.dtype == bool else arranged
+
+
+def _flat_grid(width: int, height: int) -> Grid:
+    return Grid((width, height, 1), np.diag([-1.0, -1.0, 1.0, 1.0]))
+
+
+def _names(path: Path, found: int, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """Names for `found` channels: the wanted ones, whose number has to fit; else those of grey and colour."""
+    if wanted:
+        if len(wanted) == 1 and found > 1:
+            raise ScanError(
+                f"{path}: holds {found} channels, where 1 is expected; convert it to grey, or plan with RGB images"
+            )
+        if len(wanted) != found:
+            raise ScanError(f"{path}: holds {found} channel(s), where {len(wanted)} are expected ({', '.join(wanted)})")
+        return tuple(wanted)
+    if found == 1:
+        return ("image",)
+    return RGB if found == 3 else tuple(f"channel-{number}" for number in range(1, found + 1))
+
+
+def _photo(path: Path) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(path)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+        raise ScanError(f"{path}: is no image that Pillow can read ({_line(problem, path)})") from problem
+
+
+def _photo_pixels(path: Path, label: bool) -> NDArray[Any]:
+    """(channel, i, j, 1) as stored; alpha is checked and dropped, palettes are refused unless `label`."""
+    with _photo(path) as image:
+        try:
+            if image.mode in ("P", "PA"):
+                if not label:
+                    raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
+                data = np.asarray(image if image.mode == "P" else image.getchannel(0))
+            elif _is_deep_colour_png(path):
+                data = _deep_pixels(path)  # Pillow would cut 16-bit colours to 8 bits
+            else:
+                data = np.asarray(image)
+        except ScanError:
+            raise
+        except (OSError, ValueError, SyntaxError, RuntimeError) as problem:
+            raise ScanError(f"{path}: the file is cut short or damaged ({_line(problem, path)})") from problem
+    if data.dtype == bool:
+        data = data.astype(np.uint8)
+    data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    data = (data[..., None] if data.ndim == 2 else data).transpose(2, 1, 0)[..., None]
+    if data.shape[0] in (2, 4):
+        data = _drop_alpha(path, data)
+    return _one_of_equal(path, data) if label and data.shape[0] == 3 else data
+
+
+def _drop_alpha(path: Path, data: NDArray[Any]) -> NDArray[Any]:
+    alpha = data[-1]
+    if alpha.min() != alpha.max():
+        raise ScanError(f"{path}: its alpha channel varies from {alpha.min()} to {alpha.max()}; save it without alpha")
+    return data[:-1]
+
+
+def _one_of_equal(path: Path, data: NDArray[Any]) -> NDArray[Any]:
+    if (data == data[:1]).all():
+        return data[:1]
+    raise ScanError(f"{path}: a label in colours; save it with one number a pixel (grey or palette)")
+
+
+def _is_deep_colour_png(path: Path) -> bool:
+    """Whether it is a PNG of 16 bits with more than one channel, by its IHDR chunk."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16 and head[25] in (2, 4, 6)
+
+
+def _deep_pixels(path: Path) -> NDArray[Any]:
+    import SimpleITK
+
+    data: NDArray[Any] = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    return data[0] if data.ndim == 4 else data
+
+
+def _tiff(path: Path) -> Any:
+    import tifffile
+
+    try:
+        return tifffile.TiffFile(path)
+    except (tifffile.TiffFileError, OSError, ValueError) as problem:
+        raise ScanError(f"{path}: is no TIFF ({_line(problem)})") from problem
+
+
+def _check_tiff_axes(path: Path, axes: str, sizes: dict[str, int]) -> None:
+    if sizes.get("T", 1) > 1:
+        raise ScanError(f"{path}: a time series of {sizes['T']} images; save the time points as single files")
+    strange = [axis for axis, size in sizes.items() if axis not in "YXSCZIQT" and size > 1]
+    if strange or len(sizes) != len(axes) or not {"X", "Y"} <= set(sizes):
+        raise ScanError(f"{path}: the axes {axes} ({'x'.join(map(str, sizes.values()))}) are no volume; save Z, Y, X")
+    for pair in ("SC", "ZQ", "ZI", "IQ"):
+        if all(sizes.get(axis, 1) > 1 for axis in pair):
+            raise ScanError(f"{path}: has both axes {pair[0]} and {pair[1]} ({axes}); save it with one of them")
+
+
+def _arranged(data: NDArray[Any], axes: str) -> NDArray[Any]:
+    """An array along `axes` as (channel, i, j, k); axes of other names have one element."""
+    wanted = "SCXYZQIT"
+    order = sorted(range(len(axes)), key=lambda axis: wanted.index(axes[axis]) if axes[axis] in wanted else 99)
+    sizes = dict(zip(axes, data.shape, strict=True))
+    channels, pages = sizes.get("S", 1) * sizes.get("C", 1), int(np.prod([sizes.get(axis, 1) for axis in "ZIQT"]))
+    return data.transpose(order).reshape(channels, sizes["X"], sizes["Y"], pages)
+
+
+def _tiff_spacing(file: Any) -> tuple[tuple[float, float, float], str | None]:
+    """Voxel size in mm and the note that says where it is from; 1 mm and None where no unit is stated."""
+    x, y, z, source = 1.0, 1.0, None, None
+    tags = file.pages[0].tags
+    if file.is_ome and file.ome_metadata:
+        pixels = next((e for e in ElementTree.fromstring(file.ome_metadata).iter() if e.tag.endswith("Pixels")), None)
+        sizes = [None if pixels is None else _ome_size(pixels, axis) for axis in "XYZ"]
+        if sizes[0] and sizes[1]:
+            (x, y), z, source = (sizes[0], sizes[1]), sizes[2], "OME metadata"
+    elif file.is_imagej and (factor := UNITS_MM.get(str((file.imagej_metadata or {}).get("unit", "")))):
+        per_unit = _resolution(tags)
+        if per_unit:
+            x, y = factor / per_unit[0], factor / per_unit[1]
+            distance = float(file.imagej_metadata.get("spacing", 0))
+            z, source = (distance * factor or None), "ImageJ metadata"
+    elif "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3 and (per_cm := _resolution(tags)):
+        x, y, source = 10 / per_cm[0], 10 / per_cm[1], "resolution per cm"  # inches are those of print and screens
+    if source is None:
+        return (1.0, 1.0, 1.0), None
+    note = f"voxel size from {source}"
+    if z is None and len(file.pages) > 1:
+        return (x, y, x), f"{note}; it does not say how far the pages are apart: the pixel size is assumed"
+    return (x, y, z or 1.0), note
+
+
+def _ome_size(pixels: ElementTree.Element, axis: str) -> float | None:
+    size, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")  # µm is OME's default
+    factor = UNITS_MM.get(unit)
+    return float(size) * factor if size and factor and float(size) > 0 else None
+
+
+def _resolution(tags: Any) -> tuple[float, float] | None:
+    """Pixels per unit along x and y."""
+    if "XResolution" not in tags or "YResolution" not in tags:
+        return None
+    (x, x_by), (y, y_by) = tags["XResolution"].value, tags["YResolution"].value
+    return (x / x_by, y / y_by) if min(x, x_by, y, y_by) > 0 else None
+
+
+def _line(problem: BaseException, path: Path | None = None) -> str:
+    text = (str(problem).splitlines() or [""])[-1][:120]
+    return type(problem).__name__ + (f": {text}" if text and (path is None or str(path) not in text) else "")

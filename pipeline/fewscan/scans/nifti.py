@@ -1,0 +1,193 @@
+"""NIfTI scans, with the header's contradictions refused."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.errors import GeometryError, ScanError
+from fewscan.grid import Affine, Grid
+from fewscan.scans.scan import Scan
+
+
+def open_nifti(path: Path, name: str, channels: Sequence[str] = ("image",)) -> Scan:
+    """The scan in a `.nii` or `.nii.gz` file; only the header is read.
+
+    The affine is the s-form, else the q-form, as nibabel chooses. Several channels lie along the fourth axis.
+    Raises ScanError where the file is broken, is a time series, or holds another number of volumes than `channels`;
+    GeometryError where s-form and q-form disagree, or the s-form and the voxel size.
+    """
+    image = _load(path)
+    header = image.header
+    shape = tuple(int(n) for n in header.get_data_shape())
+    dtype = header.get_data_dtype()
+    if dtype.names or dtype.kind not in "iuf":
+        raise ScanError(f"{path}: holds {dtype} voxels; save one real number a voxel (one file or volume per channel)")
+    volumes = _volumes(path, shape)
+    if volumes != len(channels):
+        raise ScanError(_wrong_count(path, volumes, len(channels), header.get_xyzt_units()[1]))
+    if 0 in shape:
+        raise ScanError(f"{path}: the header says {_times(shape)} voxels")
+    _check_complete(path, header)
+    affine, notes = _affine(path, header, image.affine)
+    grid = Grid(_spatial(shape), affine)
+    return Scan(name, "nifti", (path,), grid, tuple(channels), notes=notes, reader=read_nifti)
+
+
+def read_nifti(scan: Scan) -> NDArray[Any]:
+    """The voxels (channel, i, j, k) of a scan that `open_nifti` gave; integers where the file has no scaling."""
+    path = scan.files[0]
+    image = _load(path)
+    proxy = image.dataobj
+    try:
+        scaled = (proxy.slope, proxy.inter) != (1, 0)
+        data: NDArray[Any] = (
+            image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else np.asanyarray(proxy.get_unscaled())
+        )
+    except (OSError, EOFError, ValueError, zlib.error) as problem:
+        raise ScanError(f"{path}: is cut short or damaged ({_first_line(problem)}); copy it again") from problem
+    data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    data = data.reshape((*scan.grid.shape, len(scan.channels)), order="F")
+    return np.moveaxis(data, -1, 0)
+
+
+def _load(path: Path) -> Any:
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        image = nibabel.load(path)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as problem:
+        raise ScanError(f"{path}: is no NIfTI file ({_first_line(problem)})") from problem
+    if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is a subclass
+        raise ScanError(f"{path}: is no NIfTI file but {type(image).__name__}")
+    return image
+
+
+def _volumes(path: Path, shape: tuple[int, ...]) -> int:
+    """How many volumes the axes behind the third hold; more than one such axis is refused."""
+    if len(shape) < 2:
+        raise ScanError(f"{path}: holds a line of {_times(shape)} voxels, no image")
+    if any(n > 1 for n in shape[4:]):
+        raise ScanError(f"{path}: {len(shape)}-D, {_times(shape)}; save the volumes to segment as 3-D files")
+    return shape[3] if len(shape) > 3 else 1
+
+
+def _spatial(shape: Sequence[int]) -> tuple[int, int, int]:
+    return int(shape[0]), int(shape[1]), int(shape[2]) if len(shape) > 2 else 1
+
+
+def _wrong_count(path: Path, volumes: int, wanted: int, time_unit: str) -> str:
+    if volumes == 1:
+        return f"{path}: holds 1 volume, where {wanted} channels are expected"
+    if wanted == 1:
+        hint = f" (the header's time unit is {time_unit})" if time_unit in ("sec", "msec", "usec") else ""
+        return (
+            f"{path}: 4-D with {volumes} volumes{hint}: is it a time series, or channels? Save the volume to segment "
+            f"as a 3-D file, or name the channels"
+        )
+    return f"{path}: 4-D with {volumes} volumes, where {wanted} channels are expected; is it a time series?"
+
+
+def _affine(path: Path, header: Any, affine: Affine) -> tuple[Affine, tuple[str, ...]]:
+    """The affine that nibabel chose, and what has to be said about it."""
+    unit = header.get_xyzt_units()[0]
+    if unit in ("meter", "micron"):
+        raise GeometryError(
+            f"{path}: the header gives positions in {unit}s, which readers take for mm or convert as they like; "
+            f"save it in mm"
+        )
+    if affine is None or not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise GeometryError(f"{path}: the affine in the header is no geometry; set its s-form or q-form")
+    sform, qform = int(header["sform_code"]), int(header["qform_code"])
+    if sform == 0 and qform == 0:
+        return affine, (
+            "the header gives no orientation (s-form and q-form codes are 0): voxel size and nibabel's default axes "
+            "are taken",
+        )
+    if sform > 0 and qform > 0:
+        difference = _difference(Grid(_spatial(header.get_data_shape()), header.get_sform()), header.get_qform())
+        if difference:
+            raise GeometryError(
+                f"{path}: s-form (code {sform}) and q-form (code {qform}) disagree: {difference}. Viewers differ in "
+                f"which one they take; set the code of the wrong one to 0 (nibabel: image.set_qform(None, 0))"
+            )
+    _check_voxel_size(path, header)
+    if np.array_equal(affine, np.eye(4)):
+        return affine, ("the affine in the header is exactly the identity: it may be a placeholder",)
+    return affine, ()
+
+
+def _check_voxel_size(path: Path, header: Any) -> None:
+    """Refuse an s-form of another voxel size than pixdim, which ITK takes, and so do 3D Slicer and ANTs.
+
+    A q-form has its size from pixdim. The size along an axis of one voxel moves nothing, and of a sheared s-form pixdim
+    may say the distance of the slices.
+    """
+    shape = _spatial(header.get_data_shape())
+    grid = Grid(shape, header.get_best_affine())
+    if not grid.is_orthogonal:
+        return
+    spacing = grid.spacing_mm
+    stated = [abs(float(size)) for size in header["pixdim"][1:4]]
+    if any(n > 1 and abs(a - b) > 0.01 * a for n, a, b in zip(shape, spacing, stated, strict=True)):
+        raise GeometryError(
+            f"{path}: the s-form says voxels of {_sizes(spacing)} mm, pixdim {_sizes(stated)} mm. Readers differ in "
+            f"which one they take; where the s-form is right, set pixdim to it (nibabel: image.header.set_zooms)"
+        )
+
+
+def _difference(sform: Grid, qform: Affine) -> str | None:
+    if np.linalg.matrix_rank(qform[:3, :3]) < 3:
+        return "the q-form is no geometry"
+    return sform.differs_from(Grid(sform.shape, qform))
+
+
+def _check_complete(path: Path, header: Any) -> None:
+    """Refuse a file that ends before its voxels do.
+
+    A gzip file says its inflated size in its last four bytes; only where that disagrees is it inflated to make sure.
+    """
+    shape = header.get_data_shape()
+    needed = int(header["vox_offset"]) + int(np.prod(shape, dtype=np.int64)) * header.get_data_dtype().itemsize
+    size = path.stat().st_size
+    if path.name.lower().endswith(".gz"):
+        with path.open("rb") as file:
+            file.seek(max(0, size - 4))
+            stated = int.from_bytes(file.read(4), "little")
+        if stated == needed % 2**32:
+            return
+        size = _inflated_size(path)
+    if size < needed:
+        raise ScanError(f"{path}: is cut short: {size} bytes where the header needs {needed}; copy it again")
+
+
+def _inflated_size(path: Path) -> int:
+    size = 0
+    try:
+        with gzip.open(path) as file:
+            while chunk := file.read(1 << 22):
+                size += len(chunk)
+    except (OSError, EOFError, zlib.error):
+        return size
+    return size
+
+
+def _first_line(problem: BaseException) -> str:
+    lines = str(problem).splitlines()
+    return f"{type(problem).__name__}: {lines[0][:120]}" if lines else type(problem).__name__
+
+
+def _sizes(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
+
+
+def _times(numbers: tuple[int, ...]) -> str:
+    return " x ".join(str(number) for number in numbers)

@@ -1,0 +1,93 @@
+"""NRRD and MetaImage scans (`.nrrd`, `.nhdr`, `.mha`, `.mhd`), through SimpleITK."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.errors import GeometryError, ScanError
+from fewscan.grid import LPS_FROM_RAS, Grid
+from fewscan.scans.scan import Scan
+
+
+def open_nrrd(path: Path, name: str, channels: Sequence[str] = ("image",), label: bool = False) -> Scan:
+    """The scan in an NRRD or MetaImage file; only the header is read.
+
+    Several channels are the components of a voxel, or lie along the fourth axis. Raises ScanError where the file is
+    broken, is a segmentation (unless `label`), or holds another number of channels.
+    """
+    reader = _reader(path)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as problem:
+        raise ScanError(f"{path}: cannot be read as NRRD or MetaImage ({_last_line(problem)})") from problem
+    if not label and any(key.startswith("Segmentation_") or key == "Segment0_ID" for key in reader.GetMetaDataKeys()):
+        raise ScanError(f"{path}: is a segmentation of 3D Slicer, not a scan")
+    size = tuple(int(n) for n in reader.GetSize())
+    components = int(reader.GetNumberOfComponents())
+    dimensions = int(reader.GetDimension())
+    if dimensions > 4 or (dimensions == 4 and components > 1):
+        raise ScanError(f"{path}: {dimensions}-D with {components} numbers a voxel; save 3-D files")
+    volumes = components * (size[3] if dimensions == 4 else 1)
+    if volumes != len(channels):
+        raise ScanError(
+            f"{path}: holds {volumes} volumes or numbers a voxel, where {len(channels)} channel(s) are expected: is it "
+            f"a time series, or channels? Save the volume to segment as a 3-D file, or name the channels"
+        )
+    grid, notes = _grid(path, size, reader)
+    return Scan(name, "nrrd", (path,), grid, tuple(channels), notes=notes, reader=read_nrrd)
+
+
+def read_nrrd(scan: Scan) -> NDArray[Any]:
+    """The voxels (channel, i, j, k) of a scan that `open_nrrd` gave."""
+    import SimpleITK
+
+    try:
+        image = _reader(scan.files[0]).Execute()
+    except RuntimeError as problem:
+        raise ScanError(f"{scan.files[0]}: the file is cut short or damaged ({_last_line(problem)})") from problem
+    data: NDArray[Any] = SimpleITK.GetArrayFromImage(image)
+    if np.iscomplexobj(data):
+        raise ScanError(f"{scan.files[0]}: holds complex numbers; save one real number a voxel")
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        data = np.moveaxis(data, -1, 0)  # (c, k, j, i)
+    return data.reshape((len(scan.channels), *scan.grid.shape[::-1])).transpose(0, 3, 2, 1)
+
+
+def grid_from_itk(size: Sequence[int], spacing: Sequence[float], origin: Sequence[float], direction: Any) -> Grid:
+    """The grid of an ITK image of 2 to 4 dimensions (LPS+); a fourth axis is left out, a missing third is 1 mm."""
+    dimensions = len(size)
+    steps = np.reshape(direction, (dimensions, dimensions)) * np.asarray(spacing)
+    lps = np.eye(4)
+    spatial = min(dimensions, 3)
+    lps[:spatial, :spatial] = steps[:spatial, :spatial]
+    lps[:spatial, 3] = np.asarray(origin)[:spatial]
+    i, j, k = (*(int(n) for n in size), 1)[:3]
+    return Grid((i, j, k), LPS_FROM_RAS @ lps)
+
+
+def _grid(path: Path, size: tuple[int, ...], reader: Any) -> tuple[Grid, tuple[str, ...]]:
+    try:
+        grid = grid_from_itk(size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    except ValueError as problem:
+        raise GeometryError(f"{path}: {problem}") from problem
+    if np.array_equal(grid.affine, LPS_FROM_RAS):
+        return grid, ("the header gives no geometry: 1 mm voxels along left, posterior, superior are assumed",)
+    return grid, ()
+
+
+def _reader(path: Path) -> Any:
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _last_line(problem: BaseException) -> str:
+    lines = [line for line in str(problem).splitlines() if line.strip()]
+    return lines[-1].strip()[:120] if lines else type(problem).__name__

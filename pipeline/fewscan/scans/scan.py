@@ -1,0 +1,57 @@
+"""One image that can be segmented, and one file that cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.errors import ScanError
+from fewscan.grid import Grid
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image: where it came from, its grid, and how to read it.
+
+    `name` is its path below the folder it was found in, without the suffix, with `/` between parts; masks mirror it.
+    `format` is one of "nifti", "nrrd", "png", "tiff", "dicom" (a JPEG or BMP counts as "png").
+    `files` are one per channel, or a single file that holds all channels; for DICOM one per plane of the last axis,
+    in the order of the planes (an enhanced file stands once per plane), and `frames` the frame numbers from 1.
+    `channels` names the channels in order; `notes` says in words what had to be decided on the way.
+    """
+
+    name: str
+    format: str
+    files: tuple[Path, ...]
+    grid: Grid
+    channels: tuple[str, ...] = ("image",)
+    frames: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    reader: Callable[[Scan], NDArray[Any]] = field(kw_only=True, repr=False, compare=False)
+
+    def read(self) -> NDArray[Any]:
+        """The intensities (channel, i, j, k) on the scan's grid, real values (rescaled as the file says).
+
+        Raises ScanError where the file cannot be read or holds values that are not finite.
+        """
+        data = self.reader(self)
+        if data.dtype.kind == "f" and not np.isfinite(data).all():
+            where = self.files[0] if len(set(self.files)) == 1 else self.name
+            wrong = int(data.size - np.isfinite(data).sum())
+            raise ScanError(f"{where}: {wrong} of {data.size} values are not finite (NaN or infinite); replace them")
+        return data
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or a group of files that is no scan, and why."""
+
+    path: Path
+    reason: str
+    failed: bool = False
+    """True where it looks like a scan that could not be used; False where it is something else (a text, a label)."""
