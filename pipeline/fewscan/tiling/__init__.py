@@ -1,0 +1,18 @@
+"""Prediction in tiles: integer geometry, and the inferer that a bundle names."""
+
+from typing import TYPE_CHECKING, Any
+
+from fewscan.tiling.tiles import Tile, blend_tiles, exact_tiles, mirror
+
+if TYPE_CHECKING:
+    from fewscan.tiling.inferer import OverlapTileInferer
+
+__all__ = ["OverlapTileInferer", "Tile", "blend_tiles", "exact_tiles", "mirror"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "OverlapTileInferer":  # MONAI is loaded only where the inferer is asked for
+        from fewscan.tiling.inferer import OverlapTileInferer
+
+        return OverlapTileInferer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
