@@ -1,0 +1,243 @@
+"""The command line: `fewscan plan`, `train`, `segment`, `compare`, `demo`.
+
+Exit codes: 0 all done; 2 some scans failed, the others are done; 1 nothing could be done, or wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fewscan import __version__
+from fewscan.errors import BundleError, FewscanError
+
+EXAMPLES = """
+typical use:
+  fewscan plan DATA --output my_segmentation      look at images and labels, write a bundle that one can edit
+  fewscan train my_segmentation --minutes 30      train it; goes on where it was interrupted
+  fewscan segment SCANS --bundle my_segmentation --output masks
+  fewscan compare DATA --output report            FCN, SegNet and U-Net on the same folds: one page
+  fewscan demo                                    the whole path on a real brain MRI
+
+DATA is a folder (images/ and labels/ with equal names, x.nii.gz with x_seg.nii.gz, one folder a case, nnU-Net,
+Medical Decathlon) or a MONAI datalist (.json). SCANS is a file or a folder at any depth with NIfTI, DICOM series,
+NRRD, MetaImage, PNG or TIFF.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments exit with 1: 2 means that some scans failed."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message."""
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = Parser(
+        prog="fewscan",
+        description="From a few annotated scans to masks that clinical tools open.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fewscan {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_plan, _add_train, _add_segment, _add_compare, _add_demo):
+        add(commands)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a file name that the terminal cannot show stops nothing
+    _without_noise()
+    options = parser.parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 1
+    except (FewscanError, OSError) as problem:
+        print(f"fewscan: {problem}", file=sys.stderr)
+        return 1
+
+
+def _without_noise() -> None:
+    """MONAI tries a DICOM reader for GPUs that no bundle of ours uses, and says twice that it is not installed."""
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
+
+
+def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
+    add = commands.add_parser("plan", help="look at images and labels, write a bundle")
+    add.add_argument("data", type=Path, help="folder with images and labels, or a MONAI datalist (.json)")
+    add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the new bundle")
+    add.add_argument("--images", metavar="PATTERN", help="images below DATA, for example 'raw/*.tif'; with --labels")
+    add.add_argument("--labels", metavar="PATTERN", help="labels below DATA, for example 'manual/*_gt.tif'")
+    _add_choice(add)
+    add.add_argument("--channels", type=_names, help="names of a 4-D NIfTI's or RGB image's channels: T1,FLAIR")
+    add.add_argument("--merge-masks", metavar="NAME", help="everything above 0 in a case's label files is one class")
+    add.add_argument("--dims", type=int, choices=(2, 3), help="2: slice by slice, 3: whole volumes")
+    add.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="intensities that matter")
+    add.add_argument(
+        "--validation", type=int, metavar="N", help="cases held out of training (default: a tenth from 10 on)"
+    )
+    add.add_argument(
+        "--network", choices=("unet", "fcn", "segnet"), default="unet", help="fcn and segnet are baselines"
+    )
+    add.add_argument("--seed", type=int, default=0, help="of the choice of held-out cases and of the training")
+    add.set_defaults(command=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from fewscan.training.plan import plan
+
+    result = plan(
+        options.data,
+        options.output,
+        images=options.images,
+        labels=options.labels,
+        include=options.include,
+        exclude=options.exclude,
+        channels=options.channels,
+        merge_masks=options.merge_masks,
+        dims=options.dims,
+        window=options.window,
+        validation=options.validation,
+        seed=options.seed,
+        network=options.network,
+    )
+    for name, reason in result.reasons.items():
+        print(f"{name}: {reason}")
+    print(f"wrote {options.output} ({len(result.training)} cases to train on, {len(result.validation)} held out)")
+    print(f"next: fewscan train {options.output}")
+    return 2 if result.failed else 0
+
+
+def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
+    add = commands.add_parser("train", help="train a bundle; goes on where it was interrupted")
+    add.add_argument("bundle", type=Path, help="folder that `fewscan plan` wrote")
+    add.add_argument("--minutes", type=float, help="time for the whole training (default: the bundle's `epochs`)")
+    add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
+    add.add_argument("--data", type=Path, help="the folder of the cases, where it has moved since the plan")
+    add.add_argument("--overwrite", action="store_true", help="train anew although the bundle is trained")
+    add.set_defaults(command=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from fewscan.training.run import train
+
+    train(options.bundle, options.minutes, options.device, options.data, options.overwrite)
+    print(f"next: fewscan segment SCANS --bundle {options.bundle} --output MASKS")
+    return 0
+
+
+def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
+    from fewscan.masks import FORMATS
+
+    add = commands.add_parser("segment", help="masks for a folder of scans; skips what is done")
+    add.add_argument("scans", type=Path, help="a file, or a folder at any depth")
+    add.add_argument("--bundle", type=Path, required=True, metavar="FOLDER", help="a trained bundle")
+    add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the masks")
+    add.add_argument(
+        "--format", type=_names, default=[], help=f"{', '.join(FORMATS)}; several with commas (default: as the scan)"
+    )
+    _add_choice(add)
+    add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
+    add.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    add.set_defaults(command=_segment)
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from fewscan.runs.segment import segment
+
+    report = segment(
+        options.scans,
+        options.bundle,
+        options.output,
+        formats=options.format,
+        include=options.include,
+        exclude=options.exclude,
+        device=options.device,
+        dry_run=options.dry_run,
+    )
+    for row in report.rows:
+        if options.dry_run and row["status"] == "planned":
+            print(f"{row['scan']} -> {', '.join(row['masks'])}")
+        if row["status"] == "failed":
+            print(f"failed: {row['reason']}")
+    count = {
+        status: sum(row["status"] == status for row in report.rows) for status in ("done", "done before", "failed")
+    }
+    if not options.dry_run:
+        print(
+            f"{count['done']} scan(s) segmented, {count['done before']} done before, {count['failed']} failed; "
+            f"report: {options.output / 'fewscan' / 'report.json'}"
+        )
+    if report.interrupted:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+    return report.exit_code
+
+
+def _add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
+    add = commands.add_parser("compare", help="several networks on the same folds: one page; goes on where it stopped")
+    add.add_argument("data", type=Path, help="folder with images and labels, or a MONAI datalist (.json)")
+    add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the page and the bundles")
+    add.add_argument("--networks", type=_names, default=["unet", "fcn", "segnet"], help="with commas; the first is the "
+                     "one that the others are tested against (default: unet,fcn,segnet)")  # fmt: skip
+    add.add_argument("--minutes", type=float, help="of training for each network and fold (default: 10)")
+    add.add_argument("--steps", type=int, help="of training for each network and fold, instead of minutes")
+    add.add_argument("--folds", type=int, metavar="K", help="default: 5; one for each case where there are fewer")
+    add.add_argument(
+        "--test", action="append", default=[], metavar="PATTERN", help="cases to test on, in a single fold; repeatable"
+    )
+    add.add_argument("--quick", action="store_true", help="the first fold alone, 1 minute a network")
+    add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
+    _add_choice(add)
+    add.add_argument("--dims", type=int, choices=(2, 3), help="2: slice by slice, 3: whole volumes")
+    add.add_argument("--merge-masks", metavar="NAME", help="everything above 0 in a case's label files is one class")
+    add.add_argument("--seed", type=int, default=0, help="of the folds and the trainings")
+    add.set_defaults(command=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from fewscan.runs.compare import compare
+
+    wanted = vars(options)
+    result = compare(**{name: value for name, value in wanted.items() if name != "command"})
+    return 2 if result["failed"] else 0
+
+
+def _add_demo(commands: argparse._SubParsersAction[Parser]) -> None:
+    add = commands.add_parser("demo", help="the whole path on a real brain MRI that a package ships")
+    add.add_argument("--output", type=Path, default=Path("fewscan-demo"), help="folder (default: fewscan-demo)")
+    add.add_argument("--minutes", type=float, default=2.0, help="of training (default: 2)")
+    add.set_defaults(command=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
+        from fewscan.demo import demo
+    except ModuleNotFoundError as problem:
+        if problem.name != "nilearn":
+            raise
+        raise BundleError('the demo needs nilearn: pip install "fewscan[demo]"') from None
+    return demo(options.output, options.minutes)
+
+
+def _add_choice(add: argparse.ArgumentParser) -> None:
+    for name, what in (("include", "only these paths or file names, for example '*_T1*'"), ("exclude", "not these")):
+        add.add_argument(f"--{name}", action="append", default=[], metavar="PATTERN", help=f"{what}; repeatable")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Which cases are trained on and which are tested on; never both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fewscan.errors import PairingError
+from fewscan.scans import Case
+from fewscan.scans.content import is_wanted
+from fewscan.training.split import group_cases
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Cases to train on and cases to test on; no image file is in both."""
+
+    training: tuple[Case, ...]
+    test: tuple[Case, ...]
+
+    def __post_init__(self) -> None:
+        trained, tested = ({file.resolve() for case in part for file in case.image} for part in self.parts)
+        if trained & tested:
+            raise PairingError(f"{min(trained & tested)} would be trained and tested on; list it in one case only")
+
+    @property
+    def parts(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+        """(training, test)."""
+        return self.training, self.test
+
+
+def make_folds(
+    cases: Sequence[Case], root: Path, count: int | None = None, test: Sequence[str] = (), seed: int = 0
+) -> tuple[list[Fold], str]:
+    """Folds of labelled cases, and in words how they were made.
+
+    Slices or scans of one patient stay together (`fewscan.training.split.group_cases`), except where the user or a
+    data list says which cases are for the test.
+
+    Args:
+        cases: in an order that does not change.
+        root: the data folder, which `test` patterns are below.
+        count: folds; None for five, and one for each group where there are fewer, or one fold with the `validation`
+            cases of a data list as its test.
+        test: patterns on a case's paths or file names; what matches is the test of one fold.
+        seed: of the drawing.
+
+    Raises:
+        PairingError: a fold would have nothing to train or to test on.
+    """
+    groups, how = group_cases(cases)
+    if test or (count is None and any(case.split == "validation" for case in cases)):
+        chosen = [_matches(case, root, test) if test else case.split == "validation" for case in cases]
+        fold = Fold(
+            tuple(case for case, is_test in zip(cases, chosen, strict=True) if not is_test),
+            tuple(case for case, is_test in zip(cases, chosen, strict=True) if is_test),
+        )
+        if not fold.training or not fold.test:
+            what = f"--test {' '.join(test)}" if test else "the data list"
+            raise PairingError(
+                f"{what} takes {len(fold.test)} of {len(cases)} labelled cases for the test; some have to be left on "
+                "both sides"
+            )
+        both = sorted({g for g, t in zip(groups, chosen, strict=True) if t} & _others(groups, chosen))
+        why = f"test cases as {'--test' if test else 'the data list'} says"
+        if both:
+            why += f"; {len(both)} group(s) ({how}) have cases on both sides, which makes the test easier than it looks"
+        return [fold], why
+    names = list(dict.fromkeys(groups))
+    count = count or min(FOLDS, len(names))
+    if not 2 <= count <= len(names):
+        raise PairingError(
+            f"{len(cases)} labelled cases in {len(names)} group(s) ({how}) give 2 to {len(names)} folds, not {count}"
+            + ("" if len(names) > 1 else "; choose the test cases by --test PATTERN")
+        )
+    drawn = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    part = {name: number % count for number, name in enumerate(drawn)}
+    folds = [
+        Fold(
+            tuple(case for case, group in zip(cases, groups, strict=True) if part[group] != number),
+            tuple(case for case, group in zip(cases, groups, strict=True) if part[group] == number),
+        )
+        for number in range(count)
+    ]
+    if count == len(names):
+        return folds, f"leave one out: each of {count} groups ({how}) is tested on once"
+    return folds, f"{count} folds of {len(names)} groups ({how}), drawn with seed {seed}"
+
+
+def _matches(case: Case, root: Path, patterns: Sequence[str]) -> bool:
+    below = [(file.relative_to(root) if file.is_relative_to(root) else file).as_posix() for file in case.image]
+    return is_wanted([*below, case.name], patterns, ())
+
+
+def _others(groups: Sequence[str], chosen: Sequence[bool]) -> set[str]:
+    return {group for group, is_test in zip(groups, chosen, strict=True) if not is_test}

@@ -1,0 +1,128 @@
+"""What was done: one receipt a scan, written last. A scan without a sound receipt is done again."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fewscan.errors import FewscanError
+from fewscan.files import replace_when_complete, sha256
+from fewscan.scans import Scan
+from fewscan.scans.find import MARKER
+
+
+class Ledger:
+    """The receipts of an output folder, below `fewscan/receipts`.
+
+    A receipt names the run's hash, the input files and the outputs with their hashes.
+    It counts only while all of that still holds: never "the output file exists".
+
+    Args:
+        output: the folder of the masks.
+        spec: everything that decides the labels (weights, config, versions, device); hashed into the receipts.
+    """
+
+    def __init__(self, output: Path, spec: Mapping[str, Any]) -> None:
+        self.output, self.spec = output, dict(spec)
+        decides = {key: value for key, value in self.spec.items() if key != "bundle"}  # a folder's name decides nothing
+        self.run = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def open(self, source: Path) -> None:
+        """Create the folder and mark it as output of fewscan, so that its masks are never taken for scans.
+
+        A folder that also holds the scans (`source`) is not marked: it would be left out as a whole. There the names
+        of the masks tell them apart. Raises FewscanError where the folder cannot be written to.
+        """
+        holds_scans = self.output.resolve() in (source.resolve(), *source.resolve().parents)
+        try:
+            (self.output / "fewscan").mkdir(parents=True, exist_ok=True)
+            if not holds_scans:
+                with replace_when_complete(self.output / MARKER) as temporary:
+                    temporary.write_text(json.dumps({"run": self.run, **self.spec}, indent=2) + "\n", encoding="utf-8")
+        except OSError as problem:
+            raise FewscanError(
+                f"{self.output}: nothing can be written there ({problem.strerror}); choose another --output"
+            ) from problem
+
+    def receipt(self, scan: Scan) -> dict[str, Any] | None:
+        """The scan's receipt where it still holds for this run, else None."""
+        try:
+            entry = self._read(scan)
+            sound = (
+                entry["run"] == self.run
+                and _same_inputs(entry["inputs"], scan)
+                and all(sha256(self.output / name) == digest for name, digest in entry["outputs"].items())
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # missing, cut short or from somewhere else: not done
+        return entry if sound else None
+
+    def _read(self, scan: Scan) -> dict[str, Any]:
+        entry: dict[str, Any] = json.loads(self._path(scan).read_text(encoding="utf-8"))
+        return entry
+
+    def is_ours(self, scan: Scan, path: Path) -> bool:
+        """Whether a file is as an earlier run wrote it."""
+        try:
+            return bool(self._read(scan)["outputs"][path.relative_to(self.output).as_posix()] == sha256(path))
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def sign(self, scan: Scan, outputs: Sequence[Path], details: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the receipt of a scan whose outputs have been read back; returns it."""
+        entry = {
+            "scan": scan.name,
+            "run": self.run,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "inputs": _signature(scan),
+            "outputs": {path.relative_to(self.output).as_posix(): sha256(path) for path in outputs},
+            **details,
+        }
+        self._path(scan).parent.mkdir(parents=True, exist_ok=True)
+        with replace_when_complete(self._path(scan)) as temporary:
+            temporary.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+        return entry
+
+    def set_aside(self, path: Path) -> Path | None:
+        """Move a file that stands in the way of an output to `fewscan/replaced`: it may hold a person's corrections."""
+        try:
+            if not path.exists():
+                return None
+        except OSError:  # a name that cannot be: the writer will say so
+            return None
+        below = path.relative_to(self.output)
+        for number in itertools.count(1):
+            kept = self.output / "fewscan" / "replaced" / str(number) / below
+            if not kept.exists():
+                break
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(kept)
+        return kept
+
+    def _path(self, scan: Scan) -> Path:
+        return self.output / "fewscan" / "receipts" / f"{scan.name}.json"
+
+
+def _signature(scan: Scan) -> list[dict[str, Any]]:
+    """Of each file once: name, where and when it lay there (as one hash: folders may be named after people), sha256."""
+    files = list(dict.fromkeys(scan.files))
+    return [{"name": file.name, "place": _place(file), "sha256": sha256(file)} for file in files]
+
+
+def _same_inputs(signature: Sequence[Mapping[str, Any]], scan: Scan) -> bool:
+    """Whether these are the files that were read: untouched at their old place, or of the same bytes elsewhere."""
+    files = list(dict.fromkeys(scan.files))
+    return len(files) == len(signature) and all(
+        entry["name"] == file.name and (entry["place"] == _place(file) or entry["sha256"] == sha256(file))
+        for entry, file in zip(signature, files, strict=True)
+    )
+
+
+def _place(file: Path) -> str:
+    stat = file.stat()
+    return hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()

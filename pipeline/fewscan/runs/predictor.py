@@ -1,0 +1,131 @@
+"""A trained bundle, loaded once: from a scan to label values on the scan's own grid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewscan.bundle import provenance, read_json, refuse_markup
+from fewscan.errors import BundleError, FewscanError, ours
+from fewscan.scans import Scan
+from fewscan.scans.reader import image_paths
+
+
+class Predictor:
+    """A bundle's own preprocessing, network, inferer and postprocessing, loaded once.
+
+    What it answers for a scan is what `python -m monai.bundle run` with the same inference.json writes: both end in
+    `fewscan.network_grid.decide`.
+    """
+
+    def __init__(self, bundle: Path, device: str | None = None) -> None:
+        from monai.bundle import ConfigParser
+        from monai.transforms import Compose
+
+        config, weights = bundle / "configs" / "inference.json", bundle / "models" / "model.pt"
+        parser = ConfigParser()
+        parser.read_config(str(config))
+        parser["bundle_root"] = str(bundle)
+        if device is not None:
+            parser["device"] = _device(device)
+        try:
+            self.device = _device(parser.get_parsed_content("device"))
+            self.preprocessing = parser.get_parsed_content("preprocessing")
+            self.inferer = parser.get_parsed_content("inferer")
+            steps = parser.get_parsed_content("postprocessing").transforms
+            self.network: torch.nn.Module = parser.get_parsed_content("network_def").to(self.device).eval()
+        except FewscanError:
+            raise
+        except Exception as problem:  # an edited config can raise anything
+            raise ours(problem) or BundleError(f"{config}: cannot be used ({first_line(problem)})") from problem
+        self.postprocessing = Compose([s for s in steps if not type(s).__name__.startswith("SaveImage")])
+        try:
+            self.network.load_state_dict(torch.load(weights, map_location=self.device, weights_only=True))
+        except Exception as problem:
+            raise BundleError(
+                f"{weights}: does not fit the network of {config} ({type(problem).__name__}); train the bundle again, "
+                "or undo what was changed in its network_def, channels or labels"
+            ) from problem
+        self.validation = _validation(bundle / "models" / "training.json")
+        self.spec: dict[str, Any] = {
+            **provenance(str(bundle)),
+            "config_sha256": _config_hash(config),
+            "seed": _seed(bundle / "configs" / "train.json"),
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "monai": version("monai"),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+
+    def __call__(self, scan: Scan) -> NDArray[Any]:
+        """Label values (i, j, k) on the scan's grid."""
+        with torch.inference_mode():
+            data = self.preprocessing({"image": image_paths(scan)})
+            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                logits = self.inferer(data["image"][None].to(self.device), self.network)
+            data["pred"] = logits[0]
+            values = self.postprocessing(data)["pred"]
+        return np.asarray(values.cpu().numpy()[0])
+
+
+def read_settings(bundle: Path) -> dict[str, Any]:
+    """The bundle's inference config; BundleError where it lacks what `segment` needs, as bundles of others may."""
+    refuse_markup(str(bundle))
+    file = bundle / "configs" / "inference.json"
+    settings: dict[str, Any] = read_json(file)
+    needed = ("channels", "labels", "device", "preprocessing", "inferer", "network_def", "postprocessing")
+    missing = [key for key in needed if key not in settings]
+    if missing:
+        raise BundleError(
+            f"{file}: has no {', '.join(missing)}, so it is no bundle of fewscan; run it by "
+            "`python -m monai.bundle run`"
+        )
+    return settings
+
+
+def _device(wanted: str | torch.device) -> torch.device:
+    """The device, tried out; BundleError where this machine does not have it."""
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as problem:  # torch asserts that it was built with CUDA
+        raise BundleError(
+            f"the device {wanted} cannot be used ({first_line(problem)}); choose --device cpu, or cuda:0 with a GPU"
+        ) from problem
+    return device
+
+
+def first_line(problem: BaseException) -> str:
+    """Type and first line of the cause that MONAI wrapped."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    return f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"
+
+
+def _seed(training: Path) -> int | None:
+    """Of the training; None where the bundle was passed on without its training config."""
+    return read_json(training).get("seed") if training.exists() else None
+
+
+def _validation(record: Path) -> str:
+    """What is known of the model's quality, in words."""
+    scores = read_json(record).get("validation") if record.exists() else None
+    if not isinstance(scores, dict) or not scores:
+        return "never validated: no score on scans that it was not trained on is known"
+    return "on held-out cases of the training data: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
+
+
+def _config_hash(config: Path) -> str:
+    """Of what decides labels: a bundle's paths may change without a change of the masks."""
+    content = {k: v for k, v in read_json(config).items() if k not in ("dataset_dir", "output_dir", "bundle_root")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,178 @@
+"""A folder of scans becomes masks: one bad scan never stops the others, and a second run does what is missing."""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fewscan.errors import BundleError, FewscanError, ours
+from fewscan.files import replace_when_complete
+from fewscan.labels import LabelTable
+from fewscan.masks import FORMATS, check_format, default_format, write_mask, write_overlay
+from fewscan.runs.ledger import Ledger
+from fewscan.runs.predictor import Predictor, first_line, read_settings
+from fewscan.runs.report import Report, write_report
+from fewscan.scans import Scan, Skipped, find_scans
+from fewscan.scans.find import refuse_equal_names
+
+
+def segment(
+    source: Path,
+    bundle: Path,
+    output: Path,
+    *,
+    formats: Sequence[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    device: str | None = None,
+    dry_run: bool = False,
+    overlays: bool = True,
+) -> Report:
+    """Segment every scan of a folder (or one scan) with a trained bundle.
+
+    Masks are `output/<path of the scan>_seg<suffix>`, each on its scan's own grid, read back before it gets its name.
+    A scan that fails is reported and the others go on. A second call skips what is done, and redoes what is missing,
+    changed or broken; a file in the way is moved to `output/fewscan/replaced`, never overwritten.
+
+    Args:
+        source: a file or a folder at any depth.
+        bundle: a trained bundle.
+        output: folder of the masks, created where it is missing.
+        formats: of `fewscan.masks.FORMATS`; empty follows each scan's own format.
+        include, exclude: patterns on the scan's path or file name.
+        device: for example "cpu" or "cuda:1"; None takes the bundle's own choice (a GPU where there is one).
+        dry_run: only say what would be done.
+        overlays: whether a PNG for the eye is written beside each mask.
+
+    Raises:
+        FewscanError: nothing could be begun: no scans, an untrained bundle, an impossible format, colliding names.
+    """
+    settings = read_settings(bundle)
+    table = LabelTable.from_json(settings["labels"])
+    found = find_scans(source, settings["channels"], include, exclude, output)
+    report = Report(skipped=found.skipped)
+    _say_what_was_found(source, found.scans, found.skipped)
+    wanted = {scan: tuple(formats) or (default_format(scan),) for scan in found.scans}
+    for scan in found.scans:
+        for name in wanted[scan]:
+            check_format(name, scan)
+    refuse_equal_names(found.scans)
+    weights = bundle / "models" / "model.pt"
+    if not weights.exists():
+        raise BundleError(f"{weights}: is missing, so this bundle is not trained; run `fewscan train {bundle}` first")
+    for item in found.skipped:
+        if item.failed:
+            report.rows.append({"scan": str(item.path), "status": "failed", "reason": item.reason})
+    if dry_run:
+        report.rows += [
+            {"scan": scan.name, "status": "planned", "masks": [f"{scan.name}_seg{FORMATS[f]}" for f in wanted[scan]]}
+            for scan in found.scans
+        ]
+        return report
+    predictor = Predictor(bundle, device)
+    ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays})
+    ledger.open(source)
+    bar = tqdm(found.scans, unit="scan", smoothing=0.1)
+    try:
+        for scan in bar:
+            bar.set_postfix_str(scan.name)
+            report.rows.append(_one(scan, wanted[scan], ledger, predictor, table, overlays))
+    except KeyboardInterrupt:
+        report.interrupted = True
+    finally:
+        bar.close()
+        header = {"run": ledger.run, **ledger.spec, "validation": predictor.validation}
+        write_report(output / "fewscan", report, header)
+    return report
+
+
+def _one(
+    scan: Scan, formats: Sequence[str], ledger: Ledger, predictor: Predictor, table: LabelTable, overlays: bool
+) -> dict[str, Any]:
+    """Segment one scan, or say why not; a row of the report."""
+    receipt = ledger.receipt(scan)
+    if receipt is not None:
+        return {**_row(receipt), "status": "done before"}
+    started = time.monotonic()
+    stem = ledger.output / f"{scan.name}_seg"
+    try:
+        _sweep(stem)
+        values = predictor(scan).astype(table.dtype)
+        outputs: list[Path] = []
+        former: list[Path] = []  # of an earlier run: findable until the new ones are complete
+        notes = list(scan.notes)
+        for name in [f"{stem}{FORMATS[format]}" for format in formats] + [f"{stem}.ctbl", f"{stem}_overlay.png"]:
+            ours_unchanged = ledger.is_ours(scan, Path(name))
+            kept = ledger.set_aside(Path(name))
+            if kept is not None and ours_unchanged:
+                former.append(kept)
+            elif kept is not None:
+                notes.append(f"{Path(name).name} was there, changed since or not by fewscan: kept as {kept}")
+        for format in formats:
+            outputs += write_mask(values, scan, table, stem, format, {k: str(v) for k, v in predictor.spec.items()})
+        if overlays:
+            picture = Path(f"{stem}_overlay.png")
+            try:
+                with replace_when_complete(picture) as temporary:
+                    write_overlay(scan.read(), values, scan.grid, table, temporary, title=scan.name)
+                outputs.append(picture)
+            except Exception as problem:  # a picture for the eye: the mask is complete without it
+                notes.append(f"no overlay: {first_line(problem)}")
+        voxel_ml = abs(float(np.linalg.det(scan.grid.affine[:3, :3]))) / 1000
+        counts = np.bincount(values.ravel(), minlength=int(table.values.max()) + 1)
+        details = {
+            "seconds": round(time.monotonic() - started, 2),
+            "format": scan.format,
+            "voxels": list(scan.grid.shape),
+            "spacing_mm": [round(s, 5) for s in scan.grid.spacing_mm],
+            "ml": {label.name: round(float(counts[label.value]) * voxel_ml, 4) for label in table},
+            "notes": notes,
+        }
+        receipt = ledger.sign(scan, outputs, details)
+        for path in former:
+            path.unlink()
+        return {**_row(receipt), "status": "done"}
+    except KeyboardInterrupt:
+        raise
+    except FewscanError as problem:
+        reason = str(problem)
+    except OSError as problem:
+        reason = f"{scan.name}: {problem.strerror or problem} ({problem.filename or ledger.output})"
+    except Exception as problem:  # whatever it is, the other scans go on
+        reason = str(ours(problem) or f"{scan.name}: {first_line(problem)}")
+    return {"scan": scan.name, "status": "failed", "reason": reason}
+
+
+def _sweep(stem: Path) -> None:
+    """Remove what a run that was killed left of this scan under temporary names."""
+    for left in stem.parent.glob(".partial-*"):
+        if any(file.name.startswith(stem.name) for file in left.iterdir()):
+            shutil.rmtree(left, ignore_errors=True)
+    for file in stem.parent.glob(f".*.{glob.escape(stem.name)}_overlay.png"):
+        file.unlink(missing_ok=True)
+
+
+def _row(receipt: dict[str, Any]) -> dict[str, Any]:
+    row = {key: receipt[key] for key in ("scan", "seconds", "format", "voxels", "spacing_mm", "ml", "notes")}
+    return {**row, "masks": list(receipt["outputs"])}
+
+
+def _say_what_was_found(source: Path, scans: Sequence[Scan], skipped: Sequence[Skipped]) -> None:
+    failed = [item for item in skipped if item.failed]
+    reasons = Counter(item.reason for item in skipped if not item.failed).most_common(4)
+    other = f"{len(skipped) - len(failed)} other file(s) left out" + (
+        f" ({'; '.join(f'{count} x {reason}' for reason, count in reasons)})" if reasons else ""
+    )
+    print(f"{source}: {len(scans)} scan(s), {len(failed)} that cannot be used, {other}")
+    if not scans:
+        for item in failed:
+            print(f"failed: {item.reason}")
+        raise FewscanError(f"{source}: holds no scan that can be used" + ("" if skipped else ": the folder is empty"))

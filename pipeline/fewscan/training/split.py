@@ -1,0 +1,85 @@
+"""Which cases are held out: whole patients, never some of their slices."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fewscan.errors import PairingError
+from fewscan.scans import Case
+
+_PATIENT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
+_SLICE = re.compile(r"(?:^|[/_\-. ])(?:slice|sl|frame)[_-]?\d+$", re.IGNORECASE)
+_NUMBER = re.compile(r"[/_\-. ][sz]?\d+$", re.IGNORECASE)
+
+
+def split(cases: Sequence[Case], wanted: int | None, seed: int) -> tuple[list[Case], list[Case], str]:
+    """Training and held-out cases, and why: as the data list says, or drawn.
+
+    Slices or scans of one patient always stay together (`group_cases`), so whole groups are drawn: until there are
+    at least `wanted` cases, or a tenth of the groups from ten groups on.
+    """
+    if wanted is None and any(case.split == "validation" for case in cases):
+        held_out = [case for case in cases if case.split == "validation"]
+        return [case for case in cases if case.split != "validation"], held_out, "as the datalist says"
+    of_case, how = group_cases(cases)
+    sizes = Counter(of_case)
+    groups = list(sizes)
+    drawn = [groups[number] for number in np.random.default_rng(seed).permutation(len(groups))]
+    count = len(groups) // 10
+    if wanted is not None:  # whole groups until there are enough cases
+        count = sum(so_far < wanted for so_far in itertools.accumulate((sizes[one] for one in drawn[:-1]), initial=0))
+    chosen = set(drawn[:count])
+    if len(chosen) == len(groups):
+        raise PairingError(
+            f"{wanted} of {len(cases)} labelled cases ({len(groups)} groups: {how}) cannot be held out: none would be "
+            "left to train on; hold out fewer, or list `training` and `validation` in a data list (.json)"
+        )
+    training = [case for case, group in zip(cases, of_case, strict=True) if group not in chosen]
+    held_out = [case for case, group in zip(cases, of_case, strict=True) if group in chosen]
+    if not held_out:
+        why = f"none of the {len(cases)} cases is held out, so that training shows no score of its own"
+        return training, held_out, f"{why} ({len(groups)} groups: {how})"
+    drawn_groups = f"{len(chosen)} of {len(groups)} groups ({how})"
+    return training, held_out, f"{len(held_out)} of {len(cases)} cases, {drawn_groups}, drawn with seed {seed}"
+
+
+def group_cases(cases: Sequence[Case]) -> tuple[list[str], str]:
+    """For each case the name of what has to stay together, and in words how that was found.
+
+    The patient of BIDS (`sub-01` in the path below what all share); else the name without the number of its slice
+    (`p1_s003`, `p1_slice12`, `p1/004`), where several cases share what remains. A mere number that all names end in,
+    with the same before it, counts the cases: then each is a group.
+    """
+    paths = [case.image[0] for case in cases]
+    try:
+        base = os.path.commonpath([path.parent for path in paths])
+        below = [Path(os.path.relpath(path, base)).as_posix() for path in paths]
+    except ValueError:  # several drives of Windows
+        below = [path.as_posix() for path in paths]
+    patients = [_PATIENT.search(path) for path in below]
+    stems = [_SLICE.sub("", case.name) for case in cases]
+    without_numbers = [
+        _NUMBER.sub("", stem) if stem == case.name else stem for stem, case in zip(stems, cases, strict=True)
+    ]
+    if len(set(without_numbers)) > 1:
+        stems = without_numbers
+    shared = Counter(stem for stem, patient in zip(stems, patients, strict=True) if patient is None)
+    groups, ways = [], set()
+    for case, stem, patient in zip(cases, stems, patients, strict=True):
+        if patient is not None:
+            groups.append(patient[1])
+            ways.add("by the patient, sub-XX")
+        elif shared[stem] > 1:
+            groups.append(stem)
+            ways.add("by the name without the slice's number")
+        else:
+            groups.append(case.name)
+            ways.add("each case by itself")
+    return groups, ", ".join(sorted(ways))

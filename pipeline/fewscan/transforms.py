@@ -1,0 +1,200 @@
+"""The steps between a scan's file and the network, and back, as MONAI dictionary transforms that a bundle names."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from fewscan.errors import BundleError, LabelError
+from fewscan.grid import Grid
+from fewscan.labels import LabelTable
+from fewscan.network_grid import decide, labels_to_network_grid, to_network_grid
+
+
+class NormaliseIntensityd(MapTransform):  # type: ignore[misc]  # MONAI has no types
+    """Intensities to what the network expects, by one rule for the whole scan, never by patch or block.
+
+    With a window [low, high] (CT in HU, or scans of one protocol): low to -1 and high to 1, clipped. Without one:
+    each channel is clipped at its 0.5th and 99.5th percentile (not where both are the same: few voxels are bright) and
+    brought to mean 0 and standard deviation 1; a constant channel becomes 0. (C, i, j, k) any type -> float32.
+
+    Args:
+        keys: images.
+        window: None, one window for all channels, or a list with None or a window for each channel.
+    """
+
+    def __init__(
+        self,
+        keys: Hashable | Sequence[Hashable],
+        window: Sequence[float] | Sequence[Sequence[float] | None] | None = None,
+    ) -> None:
+        super().__init__(keys)
+        one_for_all = window is None or all(isinstance(edge, int | float) for edge in window)
+        windows: Sequence[Any] = [window] if one_for_all else window or []
+        for own in windows:
+            if own is not None and not (isinstance(own, Sequence) and len(own) == 2 and own[0] < own[1]):
+                raise ValueError(f"an intensity window has to be [low, high] with low < high, not {own}")
+        self.windows, self.one_for_all = windows, one_for_all
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """`data` with the keys normalised."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image: MetaTensor = result[key]
+            array = image.as_tensor().to(torch.float32)
+            windows = [self.windows[0]] * len(array) if self.one_for_all else self.windows
+            if len(windows) != len(array):
+                where = image.meta.get("filename_or_obj", "the image")
+                raise BundleError(
+                    f"{where}: has {len(array)} channels, but intensity_window lists {len(windows)}; give null or "
+                    "[low, high] for each channel, or one for all"
+                )
+            channels = [_standardise(c) if w is None else _windowed(c, *w) for c, w in zip(array, windows, strict=True)]
+            result[key] = MetaTensor(torch.stack(channels), meta=image.meta)
+        return result
+
+
+def _windowed(channel: Tensor, low: float, high: float) -> Tensor:
+    return (channel.clamp(low, high) - low) * (2 / (high - low)) - 1
+
+
+def _standardise(channel: Tensor) -> Tensor:
+    # NumPy's percentile: torch.quantile refuses more than 16 million voxels
+    low, high = np.percentile(channel.numpy(force=True), (0.5, 99.5))
+    if low < high:
+        channel = channel.clamp(float(low), float(high))
+    spread = channel.std(correction=0)
+    return (channel - channel.mean()) / spread if spread > 1e-6 * channel.abs().max() else channel * 0
+
+
+class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI has no types
+    """Image and label onto the grid that the network sees (`fewscan.network_grid.to_network_grid`).
+
+    `label_keys` hold class indices and keep their type: the class that covers most of a new voxel wins; without
+    resampling they are only reordered. The affine and the shape of the result stand in its
+    metadata, `original_affine` and `spatial_shape` still describe the scan.
+
+    Args:
+        keys: images, (C, i, j, k) float.
+        spacing: wanted, in mm along left, posterior, superior; None keeps each scan's own.
+        slice_axis: 0, 1 or 2 where a 2D network looks at slices along left, posterior, superior: that axis goes last.
+        label_keys: labels, (1, i, j, k) class indices.
+    """
+
+    def __init__(
+        self,
+        keys: Hashable | Sequence[Hashable],
+        spacing: Sequence[float] | None = None,
+        slice_axis: int | None = None,
+        label_keys: Sequence[Hashable] = (),
+    ) -> None:
+        super().__init__(keys)
+        self.spacing, self.slice_axis, self.label_keys = spacing, slice_axis, tuple(label_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """`data` with images and labels on the network's grid."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            image: MetaTensor = result[key]
+            array, moved = to_network_grid(
+                image.as_tensor().to(torch.float32), scan_grid(image), self.spacing, self.slice_axis
+            )
+            result[key] = self._moved(array, moved, image)
+        for key in self.label_keys:
+            label: MetaTensor = result[key]
+            array, moved = labels_to_network_grid(label.as_tensor(), scan_grid(label), self.spacing, self.slice_axis)
+            result[key] = self._moved(array, moved, label)
+        return result
+
+    def _moved(self, array: Tensor, moved: Grid, source: MetaTensor) -> MetaTensor:
+        grid = scan_grid(source)
+        meta = {**_without_affine(source), "original_affine": grid.affine.copy(), "spatial_shape": np.array(grid.shape)}
+        return MetaTensor(array, affine=torch.from_numpy(moved.affine.copy()), meta=meta)
+
+
+class DecideLabelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
+    """The network's logits to labels on the scan's own grid (`fewscan.network_grid.decide`).
+
+    (classes, *network) -> (1, i, j, k) MetaTensor with the scan's affine. With a label table the result holds the
+    values that files hold, otherwise class indices.
+
+    Args:
+        keys: the network's answer, `pred`.
+        image_key: the image it came from, as `ToNetworkGridd` left it: tells both grids.
+        labels: rows of the bundle's label table, or None for class indices.
+    """
+
+    def __init__(
+        self, keys: Hashable | Sequence[Hashable], image_key: Hashable = "image", labels: Sequence[Any] | None = None
+    ) -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+        self.table = None if labels is None else LabelTable.from_json(labels)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """`data` with the keys as labels on the scan's grid."""
+        result = dict(data)
+        image: MetaTensor = result[self.image_key]
+        network_affine = np.asarray(image.affine.cpu(), dtype=np.float64)
+        affine = np.asarray(torch.as_tensor(image.meta["original_affine"]).cpu(), dtype=np.float64)
+        i, j, k = (int(n) for n in torch.as_tensor(image.meta["spatial_shape"]))
+        for key in self.key_iterator(result):
+            logits = torch.as_tensor(result[key]).as_subclass(Tensor)
+            classes = decide(logits, network_affine, Grid((i, j, k), affine))
+            if self.table is not None:
+                if logits.shape[0] != self.table.classes:
+                    raise LabelError(
+                        f"the network answers {logits.shape[0]} classes, but the label table lists "
+                        f"{len(self.table)} labels and the background"
+                    )
+                classes = self.table.to_values(classes)
+            meta = _without_affine(image)
+            labels = torch.from_numpy(classes[None].astype(np.int32))  # torch has no arithmetic on uint16
+            result[key] = MetaTensor(labels, affine=torch.from_numpy(affine), meta=meta)
+        return result
+
+
+class MatchLabelGridd(MapTransform):  # type: ignore[misc]  # MONAI has no types
+    """The label onto the image's grid: reordered exactly where only the order of axes differs, else refused.
+
+    (1, i, j, k) class indices of any type -> uint8 up to 256 classes, else int16 or int32 (torch lacks arithmetic on
+    uint16). Raises GeometryError, naming the label's file and the numbers, where its voxels do
+    not lie where the image's lie.
+    """
+
+    def __init__(self, keys: Hashable | Sequence[Hashable], image_key: Hashable = "image") -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """`data` with the labels on the image's grid."""
+        from fewscan.scans import match_grid
+
+        result = dict(data)
+        image: MetaTensor = result[self.image_key]
+        for key in self.key_iterator(result):
+            label: MetaTensor = result[key]
+            where = f"{label.meta.get('filename_or_obj', key)} (label of {image.meta.get('filename_or_obj', 'image')})"
+            array = match_grid(label.as_tensor()[0].numpy(force=True), scan_grid(label), scan_grid(image), where)
+            highest = array.max()
+            dtype = np.uint8 if highest < 2**8 else np.int16 if highest < 2**15 else np.int32
+            classes = torch.from_numpy(array[None].astype(dtype))
+            result[key] = MetaTensor(classes, affine=image.affine, meta=_without_affine(label))
+        return result
+
+
+def scan_grid(image: MetaTensor) -> Grid:
+    """The grid of a (C, i, j, k) MetaTensor."""
+    i, j, k = image.shape[1:]
+    return Grid((i, j, k), np.asarray(image.affine.cpu(), dtype=np.float64))
+
+
+def _without_affine(image: MetaTensor) -> dict[str, Any]:
+    """The metadata; MetaTensor takes the affine by itself and warns of a second one."""
+    return {key: value for key, value in image.meta.items() if key != "affine"}
