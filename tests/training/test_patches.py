@@ -1,0 +1,148 @@
+"""Patches: a function of the seed and their number alone, and cut where they say."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, MetaTensor
+from torch.utils.data import default_collate
+
+from conftest import ball
+from fewscan.errors import BundleError
+from fewscan.training import ListLabelVoxelsd, PatchDataset, RandomIntensityd, RandomPatchd, StepSampler
+
+BENT = {"elastic_sd": 1.5, "rotate_degrees": 15.0, "scale": (0.85, 1.2), "flip": True}
+
+
+class Case:
+    """A volume whose mean tells its number; stands for reading files. Picklable, as workers need it."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def __call__(self, item):
+        number = item["number"]
+        image = np.random.default_rng(number).normal(10 * number, 1, (2, *self.shape))
+        label = torch.from_numpy(ball(self.shape, [n // 2 for n in self.shape], 3))[None]
+        data = {"image": MetaTensor(image, affine=np.diag([0.9, 0.8, 2.5, 1])), "label": label}
+        return ListLabelVoxelsd("label")(data)
+
+
+def dataset(cases=5, seed=0, patch=(8, 8, 8), shape=(15, 13, 11), **bend):
+    augment = [RandomPatchd(patch, **(bend or BENT)), RandomIntensityd()]
+    return PatchDataset([{"number": n} for n in range(cases)], Case(shape), augment, seed)
+
+
+def equal(one, other):
+    return torch.equal(one["image"], other["image"]) and torch.equal(one["label"], other["label"])
+
+
+def test_a_patch_depends_on_its_number_and_the_seed_alone():
+    one, other = dataset(), dataset()
+    wanted = one[7]
+    for number in (3, 0, 12, 7, 7):
+        again = other[number]
+    assert equal(again, wanted)
+    assert equal(pickle.loads(pickle.dumps(other))[7], wanted)
+    assert not equal(one[8], wanted)
+    assert not equal(dataset(seed=1)[7], wanted)
+
+
+def test_workers_give_the_same_patches():
+    items = dataset()
+    loader = DataLoader(items, sampler=StepSampler(8), batch_size=2, num_workers=2)
+    alone = [default_collate([items[n], items[n + 1]]) for n in range(0, 8, 2)]
+    for theirs, ours in zip(loader, alone, strict=True):
+        assert equal(theirs, ours)
+
+
+def test_each_case_comes_once_a_round():
+    items = dataset(patch=(4, 4, 4), rotate_degrees=0.0)
+    items.augment = items.augment[:1]  # intensities as they are, to tell the cases apart
+    seen = [round(float(items[n]["image"].mean()) / 10) for n in range(20)]
+    rounds = [seen[first : first + 5] for first in range(0, 20, 5)]
+    assert all(sorted(cases) == [0, 1, 2, 3, 4] for cases in rounds)
+    assert len({tuple(cases) for cases in rounds}) > 1
+
+
+def test_the_ranks_partition_the_numbers_of_each_epoch():
+    samplers = [StepSampler(24, rank, 3) for rank in range(3)]
+    for epoch in range(3):
+        for sampler in samplers:
+            sampler.epoch = epoch
+        parts = [list(sampler) for sampler in samplers]
+        assert [len(part) for part in parts] == [len(sampler) for sampler in samplers] == [8, 8, 8]
+        assert sorted(itertools.chain.from_iterable(parts)) == list(range(24 * epoch, 24 * (epoch + 1)))
+
+
+@pytest.mark.parametrize("patch", [(8, 8, 8), (7, 5, 4), (6, 7)])
+def test_a_patch_that_is_not_bent_is_a_crop(patch):
+    """Without elastic, rotation and scale the patch holds the volume's voxels themselves, of one slice in 2D."""
+    shape = (15, 13, 11)
+    numbers = torch.arange(np.prod(shape)).reshape(1, *shape)
+    label = (numbers % 3).long()
+    data = {"image": MetaTensor(numbers.float(), affine=np.diag([0.9, 0.8, 2.5, 1])), "label": label}
+    cut = RandomPatchd(patch)
+    for seed in range(12):
+        item = cut.set_random_state(seed)(ListLabelVoxelsd("label")(data))
+        image, corner = item["image"][0], np.unravel_index(round(float(item["image"].min())), shape)
+        ends = [at + n for at, n in zip(corner, patch, strict=False)]
+        crop = (*map(slice, corner, ends), *corner[len(patch) :])
+        torch.testing.assert_close(image, numbers[0].float()[crop], rtol=0, atol=2e-3)  # of values up to 2144
+        assert torch.equal(item["label"][0], label[0][crop])
+
+
+def test_patches_reach_every_voxel():
+    cut, reached = RandomPatchd((4, 3, 2)), torch.zeros(9, 8, 5)
+    numbers = torch.arange(360.0).reshape(1, 9, 8, 5)
+    data = {"image": MetaTensor(numbers), "label": torch.zeros(1, 9, 8, 5), "label_voxels": []}
+    for seed in range(300):
+        reached.view(-1)[cut.set_random_state(seed)(data)["image"].round().long().ravel()] = 1
+    assert reached.all()
+
+
+def test_beyond_the_volume_the_label_is_unknown():
+    """A patch larger than the volume lies about its middle; the image is mirrored there, the label is -1."""
+    image, label = torch.rand(1, 4, 6, 8), torch.randint(0, 3, (1, 4, 6, 8))
+    item = RandomPatchd((8, 8, 8))(ListLabelVoxelsd("label")({"image": MetaTensor(image), "label": label}))
+    assert torch.equal(item["label"][:, 2:6, 1:7], label)
+    torch.testing.assert_close(item["image"][:, 2:6, 1:7], image, rtol=0, atol=1e-5)
+    known = item["label"] >= 0
+    assert int(known.sum()) == label.numel()
+    mirrored = np.pad(image[0].numpy(), [(2, 2), (1, 1), (0, 0)], mode="symmetric")
+    np.testing.assert_allclose(item["image"][0].numpy(), mirrored, atol=1e-5)
+
+
+def test_half_of_the_patches_are_centred_on_a_label():
+    """A single labelled voxel in a large volume: chance alone would hit it in one of 100 patches."""
+    label = torch.zeros(1, 40, 40, 40, dtype=torch.long)
+    label[0, 30, 7, 21] = 1
+    data = ListLabelVoxelsd("label")({"image": MetaTensor(torch.rand(1, 40, 40, 40)), "label": label})
+    cut = RandomPatchd((9, 9, 9))
+    found = [cut.set_random_state(seed)(data)["label"] for seed in range(100)]
+    centred = [int(patch[0, 4, 4, 4]) for patch in found]
+    assert 35 <= sum(centred) <= 65
+
+
+def test_label_voxels_lists_each_label_whole_where_it_is_small():
+    label = torch.zeros(1, 30, 40, 50, dtype=torch.long)
+    label[0, 2:5, 3, 4] = 5
+    label[0, 10:] = 2
+    large, small = ListLabelVoxelsd("label")({"label": label})["label_voxels"]
+    assert torch.equal(small, (label[0] == 5).nonzero())
+    assert 10_000 < len(large) <= 20_000
+    assert (label[0][tuple(large.T)] == 2).all()
+
+
+def test_a_constant_channel_survives_the_change_of_intensities():
+    step = RandomIntensityd()
+    for seed in range(20):
+        changed = step.set_random_state(seed)({"image": torch.zeros(2, 5, 5)})["image"]
+        assert torch.isfinite(changed).all()
+
+
+def test_no_case_is_refused():
+    with pytest.raises(BundleError, match="training"):
+        PatchDataset([], Case((4, 4, 4)), [])
