@@ -7,9 +7,11 @@ if TYPE_CHECKING:
     from fewscan.training.engine import TrainingRun
     from fewscan.training.loss import SegmentationLoss
     from fewscan.training.patches import ListLabelVoxelsd, PatchDataset, RandomIntensityd, RandomPatchd, StepSampler
+    from fewscan.training.ranks import leave_ranks
 
 _HOME = {
     "TrainingRun": "engine",
+    "leave_ranks": "ranks",
     "SegmentationLoss": "loss",
     "ListLabelVoxelsd": "patches",
     "PatchDataset": "patches",
@@ -26,6 +28,7 @@ __all__ = [
     "SegmentationLoss",
     "StepSampler",
     "TrainingRun",
+    "leave_ranks",
 ]
 
 
