@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fewscan.networks import UNet
 from fewscan.training import SegmentationLoss
 
 
@@ -72,3 +73,18 @@ def test_a_sure_and_right_answer_costs_nothing_a_wrong_one_much():
     right = 40 * (torch.nn.functional.one_hot(label[:, 0], 2).movedim(-1, 1).float() - 0.5)
     assert float(SegmentationLoss()(right, label)) < 1e-6
     assert float(SegmentationLoss()(-right, label)) > 20
+
+
+def test_deep_supervision_weighs_each_answer_half_as_much_as_the_one_before():
+    (fine, label), (coarse, _), (coarser, _) = (example((5, 7)) for _ in range(3))
+    answers = [fine, coarse.flip(2) * 0.5, coarser * 2]
+    single = [by_formula(answer.double().numpy(), label.numpy()) for answer in answers]
+    expected = (single[0] + single[1] / 2 + single[2] / 4) / 1.75
+    assert float(SegmentationLoss()(answers, label)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_deep_supervision_reaches_the_coarse_heads():
+    network = UNet(2, 1, 3, (4, 8, 8, 8), deep_supervision=True)
+    label = torch.randint(0, 3, (2, 1, 13, 17))
+    SegmentationLoss()(network(torch.rand(2, 1, 13, 17)), label).backward()
+    assert all(float(head.weight.grad.abs().sum()) > 0 for head in (network.head, *network.coarse_heads))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,10 +14,20 @@ class SegmentationLoss(nn.Module):
     Logits (N, classes, *spatial) and class indices (N, 1, *spatial), where -1 means unknown -> a scalar. Unknown
     voxels have no influence and no gradient; without any labelled voxel the loss is 0. Where the network answers
     less than it reads (valid convolutions), the centre of the label counts.
+
+    A list of logits, as a U-Net with deep supervision answers while it trains, gives the mean of their losses, each
+    weighing half as much as the one before.
     """
 
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+    def forward(self, logits: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
+        if isinstance(logits, Tensor):
+            return self._of_one(logits, label)
+        weights = [0.5**number for number in range(len(logits))]
+        losses = [weight * self._of_one(answer, label) for weight, answer in zip(weights, logits, strict=True)]
+        return torch.stack(losses).sum() / sum(weights)
+
+    def _of_one(self, logits: Tensor, label: Tensor) -> Tensor:
         logits = logits.as_subclass(Tensor).float()
         classes = label.as_subclass(Tensor)[:, 0].long()
         for axis in range(1, classes.ndim):
