@@ -428,6 +428,18 @@ def test_scores_of_masks_in_closed_form():
     assert score_masks("case", moved[..., 4:5], truth[..., 4:5], flat, 4).hd95_mm is None
 
 
+def test_the_floor_is_the_best_mask_of_one_label_everywhere():
+    random = np.random.default_rng(0)
+    grid = Grid((9, 8, 7), np.eye(4))
+    for classes in (2, 4):
+        truth = random.choice(
+            classes, size=grid.shape, p=np.array([8, 4, 2, 1][:classes]) / sum([8, 4, 2, 1][:classes])
+        )
+        constant = [score_masks("case", np.full_like(truth, c), truth, grid, classes).dice for c in range(classes)]
+        assert score_masks("case", truth, truth, grid, classes).floor == pytest.approx(max(constant), abs=1e-12)
+    assert score_masks("case", truth, np.zeros_like(truth), grid, 4).floor == 1
+
+
 def test_faithful_is_said_of_the_papers_networks_alone():
     vgg = {"widths": [64, 128, 256, 512, 512]}
     assert mode_of("unet", {"widths": [64, 128, 256, 512, 1024], "padding": "valid", "norm": None}) == "faithful"

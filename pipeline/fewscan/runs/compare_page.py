@@ -43,7 +43,7 @@ COSTS: tuple[Column, ...] = (
     ("memory_before_mb", "of it before the patch"),
     ("steps", "steps trained"),
 )
-CSV_COLUMNS = ("network", "folds", "cases", *(key for key, _ in SCORES), "sd_over", "pairs")
+CSV_COLUMNS = ("network", "folds", "cases", *(key for key, _ in SCORES), "floor", "sd_over", "pairs")
 CSV_COLUMNS += (*(key for key, _ in COSTS), "memory_how", "minutes", "mode", "initialisation", "optimiser", "converged")
 
 
@@ -107,6 +107,7 @@ def _scores(rows: Sequence[Mapping[str, Any]]) -> str:
     }[first["sd_over"]]
     return f"""<h2>Scores</h2>
 {_table(rows, SCORES)}
+<p>Without any learning: one label everywhere, the best one for each case, has a mean Dice of {first["floor"]:.4f}.</p>
 <p><small>Means over the test cases, each on its original grid against its untouched label. Dice and IoU: mean over the
 labels that truth or mask hold, 1 where neither holds any. Pixel accuracy counts the background. HD95: mean over the
 labels that both hold, volumes only; <i>missed labels</i> are those that only one holds. Spread: standard deviation

@@ -44,6 +44,7 @@ def row_of(
         "folds": len(records),
         "cases": len(cases),
         "dice": statistics.fmean(case["dice"] for case in cases),
+        "floor": statistics.fmean(case["floor"] for case in cases),
         "dice_sd": statistics.stdev(of) if len(of) > 1 else None,
         "sd_over": what,
         "iou": statistics.fmean(case["iou"] for case in cases),

@@ -40,6 +40,8 @@ class CaseScore:
     """Mean over the labels that truth and mask hold; None on single slices, pictures and where there is none."""
     missed: int
     """Labels that only one of truth and mask holds: they have no HD95."""
+    floor: float
+    """Dice of a mask that says one and the same label everywhere, the best one for this case: without any learning."""
     seconds: float
     """From the files to label values."""
     mvoxels: float
@@ -109,9 +111,17 @@ def score_masks(
         accuracy=pixel_accuracy(counts),
         hd95_mm=float(np.mean(distances)) if distances else None,
         missed=int((in_truth ^ in_answer).sum()),
+        floor=_floor(counts.sum(axis=1)),
         seconds=seconds,
         mvoxels=answer.size / 1e6,
     )
+
+
+def _floor(voxels: NDArray[Any]) -> float:
+    """The best mean Dice of one label everywhere, from the truth's voxels of each class; 1 where it holds no label."""
+    labels = np.asarray(voxels[1:], dtype=np.float64)
+    held = np.count_nonzero(labels)
+    return float((2 * labels / (labels + voxels.sum())).max() / held) if held else 1.0
 
 
 def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
