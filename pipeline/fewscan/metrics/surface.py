@@ -44,8 +44,8 @@ def hausdorff95_mm(answer: NDArray[Any], truth: NDArray[Any], grid: Grid) -> flo
     if not pair.answer.any() or not pair.truth.any():
         return float("inf")
     of_answer, of_truth = _border(pair.answer), _border(pair.truth)
-    there = _distance_mm(of_truth, pair.spacing_mm)[of_answer]
-    back = _distance_mm(of_answer, pair.spacing_mm)[of_truth]
+    there = distance_to(of_truth, pair.spacing_mm)[of_answer]
+    back = distance_to(of_answer, pair.spacing_mm)[of_truth]
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
@@ -82,8 +82,8 @@ def surface_dice(answer: NDArray[Any], truth: NDArray[Any], grid: Grid, toleranc
     if not pair.answer.any() or not pair.truth.any():
         return 0.0
     of_answer, of_truth, answer_areas, truth_areas = get_mask_edges(pair.answer, pair.truth, spacing=pair.spacing_mm)
-    there = _distance_mm(of_truth, pair.spacing_mm)[of_answer]
-    back = _distance_mm(of_answer, pair.spacing_mm)[of_truth]
+    there = distance_to(of_truth, pair.spacing_mm)[of_answer]
+    back = distance_to(of_answer, pair.spacing_mm)[of_truth]
     reach = tolerance_mm * (1 + _ROUNDING)
     answer_areas, truth_areas = answer_areas[of_answer].astype(np.float64), truth_areas[of_truth].astype(np.float64)
     agreed = answer_areas[there <= reach].sum() + truth_areas[back <= reach].sum()
@@ -130,15 +130,15 @@ def _border(mask: Mask) -> Mask:
     return mask & ~inner
 
 
-def _distance_mm(surface: Mask, spacing_mm: tuple[float, ...]) -> NDArray[np.float32]:
-    """The exact Euclidean distance from each voxel to the nearest voxel of a surface (not empty), in mm."""
+def distance_to(mask: Mask, spacing: tuple[float, ...]) -> NDArray[np.float32]:
+    """The exact Euclidean distance from each voxel to the nearest voxel of a mask (not empty), in units of spacing."""
     import SimpleITK as sitk
 
     # The filter measures from the rim of an object: a margin, and an axis more where there is one, make all of it rim.
-    axes = max(surface.ndim, 2)
-    padded = np.pad(surface.reshape(surface.shape + (1,) * (axes - surface.ndim)), 1)
+    axes = max(mask.ndim, 2)
+    padded = np.pad(mask.reshape(mask.shape + (1,) * (axes - mask.ndim)), 1)
     image = sitk.GetImageFromArray(padded.astype(np.uint8))
-    image.SetSpacing((*spacing_mm, 1.0)[:axes][::-1])  # SimpleITK counts axes from the array's last
+    image.SetSpacing((*spacing, 1.0)[:axes][::-1])  # SimpleITK counts axes from the array's last
     signed = sitk.SignedMaurerDistanceMap(image, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
     distance: NDArray[np.float32] = sitk.GetArrayFromImage(signed)[(slice(1, -1),) * axes]
-    return np.maximum(distance, 0).reshape(surface.shape)
+    return np.maximum(distance, 0).reshape(mask.shape)
