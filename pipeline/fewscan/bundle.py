@@ -251,7 +251,11 @@ def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str |
 
 
 def deciding_settings(
-    bundle_root: str, datalist: str, labels: Sequence[Mapping[str, Any] | str], **settings: Any
+    bundle_root: str,
+    datalist: str,
+    labels: Sequence[Mapping[str, Any] | str],
+    network: Any = None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """What decides the outcome of a training, as JSON: a resumed one has to have the same.
 
@@ -259,6 +263,7 @@ def deciding_settings(
         bundle_root: the bundle, whose train.json holds `network_def`.
         datalist: the file of the cases; kept as the hash of its cases.
         labels: of which only the values count.
+        network: the network itself; an FCN in stages has another `variant` than train.json.
         settings: further ones, as they are.
     """
     try:
@@ -268,8 +273,18 @@ def deciding_settings(
     except BundleError:  # MONAI Label brings its own cases
         cases_sha256 = None
     network_def = read_json(Path(bundle_root) / "configs" / "train.json")["network_def"]
+    if hasattr(network, "variant"):
+        network_def["variant"] = network.variant
     values = LabelTable.from_json(labels).values.tolist()
     return {**settings, "labels": values, "network_def": network_def, "cases (sha256)": cases_sha256}
+
+
+def settings_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """In words, the first of the settings that two trainings do not share; None where there is none."""
+    for key in dict.fromkeys([*now, *before]):
+        if now.get(key) != before.get(key):
+            return f"{key} {before.get(key)}, now it is {now.get(key)}"
+    return None
 
 
 def refuse_empty(dataset: Sized, datalist: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `fewscan plan`, `train`, `segment`, `compare`, `demo`.
+"""The command line: `fewscan plan`, `train`, `segment`, `uncertainty`, `compare`, `demo`.
 
 Exit codes: 0 all done; 2 some scans failed, the others are done; 1 nothing could be done, or wrong arguments.
 """
@@ -21,6 +21,7 @@ typical use:
   fewscan plan DATA --output my_segmentation      look at images and labels, write a bundle that one can edit
   fewscan train my_segmentation --minutes 30      train it; goes on where it was interrupted
   fewscan segment SCANS --bundle my_segmentation --output masks
+  fewscan uncertainty SCANS --bundle B --output maps   where a network that was trained with dropout is unsure
   fewscan compare DATA --output report            FCN, SegNet and U-Net on the same folds: one page
   fewscan demo                                    the whole path on a real brain MRI
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fewscan {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_plan, _add_train, _add_segment, _add_compare, _add_demo):
+    for add in (_add_plan, _add_train, _add_segment, _add_uncertainty, _add_compare, _add_demo):
         add(commands)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -126,13 +127,21 @@ def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     add.add_argument("--data", type=Path, help="the folder of the cases, where it has moved since the plan")
     add.add_argument("--overwrite", action="store_true", help="train anew although the bundle is trained")
+    add.add_argument(
+        "--stages",
+        action="store_true",
+        help="FCN-16s and -8s: train 32s first, then each from the coarser one; minutes or epochs are shared equally",
+    )
     add.set_defaults(command=_train)
 
 
 def _train(options: argparse.Namespace) -> int:
     from fewscan.training.run import train
+    from fewscan.training.stages import train_stages
 
-    train(options.bundle, options.minutes, options.device, options.data, options.overwrite)
+    (train_stages if options.stages else train)(
+        options.bundle, options.minutes, options.device, options.data, options.overwrite
+    )
     print(f"next: fewscan segment SCANS --bundle {options.bundle} --output MASKS")
     return 0
 
@@ -181,6 +190,42 @@ def _segment(options: argparse.Namespace) -> int:
         )
     if report.interrupted:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+    return report.exit_code
+
+
+def _add_uncertainty(commands: argparse._SubParsersAction[Parser]) -> None:
+    add = commands.add_parser("uncertainty", help="how sure a network trained with dropout is of each voxel")
+    add.add_argument("scans", type=Path, help="a file, or a folder at any depth")
+    add.add_argument("--bundle", type=Path, required=True, metavar="FOLDER", help="trained with network_def.dropout")
+    add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the maps, a folder of its own")
+    add.add_argument("--samples", type=int, default=20, metavar="N", help="passes of the network (default: 20)")
+    add.add_argument("--seed", type=int, default=0, help="of the dropout")
+    add.add_argument("--labels", type=Path, metavar="FOLDER", help="labels named as the scans: are errors uncertain?")
+    _add_choice(add)
+    add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
+    add.set_defaults(command=_uncertainty)
+
+
+def _uncertainty(options: argparse.Namespace) -> int:
+    from fewscan.runs.uncertainty import mean_figures, uncertainty
+
+    report = uncertainty(
+        options.scans,
+        options.bundle,
+        options.output,
+        samples=options.samples,
+        seed=options.seed,
+        labels=options.labels,
+        include=options.include,
+        exclude=options.exclude,
+        device=options.device,
+    )
+    for row in report.failed:
+        print(f"failed: {row['reason']}")
+    for name, value in mean_figures(report.rows).items():
+        print(f"{name.replace('_', ' ')}: {value:.4g}")
+    done = sum(row["status"] == "done" for row in report.rows)
+    print(f"{done} scan(s) mapped, {len(report.failed)} failed; figures: {options.output / 'uncertainty.json'}")
     return report.exit_code
 
 

@@ -112,20 +112,8 @@ def decide(logits: Tensor, network_affine: Affine, scan: Grid) -> NDArray[np.int
         BundleError: the network answers with numbers that are not finite: its weights are broken.
         GeometryError: the two grids are not related by a permutation, flips and scaling of axes.
     """
-    if not torch.isfinite(logits).all():
-        raise BundleError(
-            "the network answers with numbers that are not finite, so its mask would be empty; its training went "
-            "astray, or its weights are broken: train the bundle again"
-        )
+    logits, coordinates = _in_scan_order(logits, network_affine, scan)
     dtype = np.uint8 if logits.shape[0] <= 256 else np.uint16
-    step = np.linalg.inv(network_affine) @ scan.affine  # scan voxel -> network voxel
-    turn = np.abs(step[:3, :3]).argmax(axis=0)  # for each axis of the scan the network's axis that it runs along
-    expected = np.zeros((3, 3))
-    expected[turn, range(3)] = step[turn, range(3)]
-    if sorted(turn) != [0, 1, 2] or np.abs(step[:3, :3] - expected).max() > 1e-4:
-        raise GeometryError(f"the network's grid is turned against the scan's by more than whole axes: {step.tolist()}")
-    logits = logits.permute(0, *(int(axis) + 1 for axis in turn))
-    coordinates = [step[turn[axis], axis] * np.arange(scan.shape[axis]) + step[turn[axis], 3] for axis in range(3)]
     if all(_are_voxels(places, n) for places, n in zip(coordinates, logits.shape[1:], strict=True)):
         classes = logits.max(dim=0).indices.cpu().numpy().astype(dtype)
         return np.ascontiguousarray(classes[np.ix_(*(places.round().astype(np.int64) for places in coordinates))])
@@ -138,6 +126,46 @@ def decide(logits: Tensor, network_affine: Affine, scan: Grid) -> NDArray[np.int
         slab = _along(_along(slab, 1, weights[0]), 2, weights[1])
         labels[..., k] = slab[..., 0].max(dim=0).indices.cpu().numpy()
     return labels
+
+
+def to_scan_grid(maps: Tensor, network_affine: Affine, scan: Grid) -> NDArray[np.float32]:
+    """Numbers on the network's grid back on the scan's, linearly, as `decide` brings probabilities back.
+
+    Args:
+        maps: (map, *spatial), each by itself.
+        network_affine: of their grid, 4 x 4, voxel -> mm RAS+.
+        scan: the grid of the answer.
+
+    Returns:
+        (map, i, j, k) on `scan`.
+
+    Raises:
+        BundleError, GeometryError: as `decide`.
+    """
+    maps, coordinates = _in_scan_order(maps, network_affine, scan)
+    for axis, (places, n) in enumerate(zip(coordinates, maps.shape[1:], strict=True), start=1):
+        if _are_voxels(places, n):
+            maps = maps.index_select(axis, torch.from_numpy(places.round().astype(np.int64)).to(maps.device))
+        else:
+            maps = _along(maps, axis, linear_weights(places, n, 1.0))
+    return maps.float().cpu().numpy()
+
+
+def _in_scan_order(maps: Tensor, network_affine: Affine, scan: Grid) -> tuple[Tensor, list[NDArray[np.float64]]]:
+    """The network's answer with its axes in the scan's order, and where along each the scan's voxels lie, in voxels."""
+    if not torch.isfinite(maps).all():
+        raise BundleError(
+            "the network answers with numbers that are not finite, so its mask would be empty; its training went "
+            "astray, or its weights are broken: train the bundle again"
+        )
+    step = np.linalg.inv(network_affine) @ scan.affine  # scan voxel -> network voxel
+    turn = np.abs(step[:3, :3]).argmax(axis=0)  # for each axis of the scan the network's axis that it runs along
+    expected = np.zeros((3, 3))
+    expected[turn, range(3)] = step[turn, range(3)]
+    if sorted(turn) != [0, 1, 2] or np.abs(step[:3, :3] - expected).max() > 1e-4:
+        raise GeometryError(f"the network's grid is turned against the scan's by more than whole axes: {step.tolist()}")
+    maps = maps.permute(0, *(int(axis) + 1 for axis in turn))
+    return maps, [step[turn[axis], axis] * np.arange(scan.shape[axis]) + step[turn[axis], 3] for axis in range(3)]
 
 
 def linear_weights(coordinates: NDArray[np.float64], n: int, width: float) -> NDArray[np.float32]:

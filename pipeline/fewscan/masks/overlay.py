@@ -74,6 +74,38 @@ def write_overlay(
     _compose(panels, names if len(names) > 1 else [""], legend, title).save(path)
 
 
+def write_side_by_side(
+    panels: Sequence[tuple[str, NDArray[Any], NDArray[Any], LabelTable]],
+    grid: Grid,
+    path: Path,
+    title: str,
+    cuts_by: NDArray[Any],
+) -> None:
+    """Write one PNG: the same slice of several images of one scan, each under its name, and a legend.
+
+    A panel is (name, image (channel, i, j, k), label values (i, j, k), their table). A volume gives the axial slice
+    where `cuts_by` (i, j, k) holds most that is not 0. Windowed and turned as in `write_overlay`.
+    """
+    axes, flips = grid.axes_to_lps()
+    step = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
+    cuts_by = cuts_by.transpose(axes)[step]
+    normal = max((axis for axis in range(3) if cuts_by.shape[axis] == 1), default=2)
+    at = _fullest(cuts_by, normal)
+    extent = [cuts_by.shape[axis] * grid.spacing_mm[axes[axis]] for axis in range(3) if axis != normal]
+    across, down = (max(1, round(mm * _SINGLE_PANEL / max(extent))) for mm in extent)
+    drawn: list[Image.Image] = []
+    legend: dict[str, tuple[int, int, int]] = {}
+    for _, image, values, table in panels:
+        image = image.transpose(0, *(axis + 1 for axis in axes))[(slice(None), *step)][:1]
+        values = values.transpose(axes)[step].take(at, normal)
+        picture = _shown(image, normal, at, _window(image))
+        drawn.append(_panel(picture, _upright(values, normal), (across, down), table))
+        present = set(np.unique(values).tolist())
+        legend |= {label.name: label.colour for label in table if label.value in present}
+    shown = [(colour, name) for name, colour in legend.items()] or [((90, 90, 90), "no label found")]
+    _compose(drawn, [name for name, *_ in panels], shown, title).save(path)
+
+
 def _window(image: NDArray[Any]) -> tuple[float, float]:
     """The 1st and 99th percentile of a sample of the image, a little apart; 0 to 255 for bytes in colour."""
     if image.shape[0] == 3 and image.min() >= 0 and 1 < image.max() <= 255:

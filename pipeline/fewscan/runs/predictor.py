@@ -70,12 +70,20 @@ class Predictor:
     def __call__(self, scan: Scan) -> NDArray[Any]:
         """Label values (i, j, k) on the scan's grid."""
         with torch.inference_mode():
-            data = self.preprocessing({"image": image_paths(scan)})
-            with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                logits = self.inferer(data["image"][None].to(self.device), self.network)
-            data["pred"] = logits[0]
+            data = self.prepare(scan)
+            data["pred"] = self.logits(data["image"])
             values = self.postprocessing(data)["pred"]
         return np.asarray(values.cpu().numpy()[0])
+
+    def prepare(self, scan: Scan) -> dict[str, Any]:
+        """`image`: the scan as the network sees it, a MetaTensor (channel, *spatial) on the network's grid."""
+        data: dict[str, Any] = self.preprocessing({"image": image_paths(scan)})
+        return data
+
+    def logits(self, image: Any) -> Any:
+        """The network's answer (classes, *spatial) for a preprocessed image (channel, *spatial), tile by tile."""
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            return self.inferer(image[None].to(self.device), self.network)[0]
 
 
 def read_settings(bundle: Path) -> dict[str, Any]:

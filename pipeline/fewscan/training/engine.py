@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -20,9 +19,11 @@ from monai.engines import Evaluator
 from torch import nn
 from tqdm import tqdm
 
+from fewscan.bundle import settings_difference
 from fewscan.errors import BundleError
-from fewscan.files import replace_when_complete
+from fewscan.files import replace_when_complete, sha256
 from fewscan.training.patches import StepSampler
+from fewscan.training.stages import ORIGIN, load_coarser
 
 STEPS_TO_TIME = 10
 STEPS_TO_KEEP = 10
@@ -53,6 +54,8 @@ class TrainingRun:
         overwrite: start again although there is a trained model, or the state of a training by other settings.
         settings: what decides the outcome, by name (see `fewscan.bundle.deciding_settings`), JSON only. A state that
             was written with others is refused; `training.json` keeps them.
+        start_from: file with the weights of a coarser FCN, from which this one goes on (see `fewscan.training.stages`);
+            relative to the current folder. Its hash is one of the settings.
     """
 
     def __init__(
@@ -65,11 +68,13 @@ class TrainingRun:
         minutes: float | None = None,
         overwrite: bool = False,
         settings: Mapping[str, Any] | None = None,
+        start_from: str | None = None,
     ) -> None:
         self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
         self.optimizer, self.sampler, self.folder = optimizer, sampler, Path(folder)
         self.validator, self.minutes, self.overwrite = validator, minutes, overwrite
         self.settings: dict[str, Any] = json.loads(json.dumps(settings or {}))  # tuples as files give them back: lists
+        self.start_from = None if start_from is None else Path(start_from)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.spent = self._started = self._first_done = self._clock = 0.0
         self._first_step: int | None = None
@@ -113,6 +118,9 @@ class TrainingRun:
                 f"{model_file}: this bundle is trained already; give `--overwrite` (plain MONAI: `--overwrite True`) "
                 "to train it anew, or plan a new bundle"
             )
+        if self.start_from is not None:
+            load_coarser(self.network, self.start_from, self.settings)
+            self.settings[ORIGIN] = sha256(self.start_from)
         if state_file.exists():
             self._resume(engine, state_file)
         if self.minutes is not None:
@@ -165,11 +173,7 @@ class TrainingRun:
     def _differs_from(self, state: Mapping[str, Any]) -> str | None:
         """In words, what decides the outcome and was otherwise when the state was written."""
         before = {"patches an epoch": state["items"], **state.get("settings", {})}
-        now = {"patches an epoch": self.sampler.items, **self.settings}
-        for key in dict.fromkeys([*now, *before]):
-            if now.get(key) != before.get(key):
-                return f"{key} {before.get(key)}, now it is {now.get(key)}"
-        return None
+        return settings_difference(before, {"patches an epoch": self.sampler.items, **self.settings})
 
     def _start_epoch(self, engine: Engine) -> None:
         self.sampler.epoch = engine.state.epoch - 1
@@ -316,8 +320,3 @@ class TrainingRun:
         if self._bar is not None:
             self._bar.close()
         raise problem
-
-
-def ranks() -> tuple[int, int]:
-    """(rank, number of ranks) of this process, from the environment that `torchrun` sets."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

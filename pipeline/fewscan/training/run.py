@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def train(
     device: str | None = None,
     data: Path | None = None,
     overwrite: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Train a bundle, or go on with an interrupted training.
 
@@ -28,6 +30,7 @@ def train(
         device: for example "cpu" or "cuda:1"; None takes a GPU where there is one.
         data: the folder of the cases; None takes the bundle's `dataset_dir`.
         overwrite: train anew although there is a trained model.
+        settings: of train.json, for this training otherwise than in the file.
     """
     import torch
     from monai.bundle import run
@@ -41,7 +44,7 @@ def train(
         raise BundleError(f"{config}: is missing; {bundle} is no bundle (make one with `fewscan plan`)")
     if minutes is not None and minutes <= 0:
         raise BundleError(f"--minutes has to be more than 0, not {minutes:g}")
-    override: dict[str, Any] = {"bundle_root": str(bundle)}
+    override: dict[str, Any] = {**(settings or {}), "bundle_root": str(bundle)}
     if minutes is not None:
         override["minutes"] = minutes
     if device is not None:

@@ -1,0 +1,304 @@
+"""How sure a bundle is of each voxel, by dropout sampling, and whether it is unsure where it is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fewscan.bundle import read_json
+from fewscan.errors import BundleError, FewscanError, LabelError, PairingError, ours
+from fewscan.files import replace_when_complete
+from fewscan.labels import LabelTable
+from fewscan.masks.maps import write_map
+from fewscan.masks.overlay import write_side_by_side
+from fewscan.metrics.detection import detection_auc, share_found
+from fewscan.network_grid import to_scan_grid
+from fewscan.networks.sampling import dropout_layers, dropout_on, mean_and_variance
+from fewscan.runs.predictor import Predictor, first_line, read_settings
+from fewscan.runs.report import Report
+from fewscan.scans import Scan, find_scans, match_grid, read_label
+from fewscan.scans.find import MARKER, refuse_equal_names
+from fewscan.scans.names import format_of, label_key, stem_of
+from fewscan.transforms import scan_grid
+
+FIGURES = (
+    "wrong", "auc", "errors_in_top_5_percent", "errors_in_top_10_percent", "variance_wrong", "variance_right",
+)  # fmt: skip
+_WRONG = LabelTable.from_json([{"name": "wrong", "colour": [255, 230, 0]}])
+
+
+def uncertainty(
+    source: Path,
+    bundle: Path,
+    output: Path,
+    *,
+    samples: int = 20,
+    seed: int = 0,
+    labels: Path | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    device: str | None = None,
+) -> Report:
+    """Maps of mean probability and variance for every scan of a folder, from a network that was trained with dropout.
+
+    For each scan, on its own grid in float32 (`fewscan.masks.maps`):
+
+    - `<scan>_mean`: the mean over the samples of the probability (softmax, 0 to 1) of the label; with several labels
+      one map each, `<scan>_mean_<value>`;
+    - `<scan>_variance`: the variance over the samples, averaged over the classes as Kendall et al. 2017 do (0 to 0.25);
+    - `<scan>_uncertainty.png`: one slice of the image with the answer (the class of the largest mean), where it is
+      wrong if there is a label, and the variance, brighter where it is larger.
+
+    `uncertainty.json` and `.csv` in `output` hold a row a scan, with these figures where there is a label: the share of
+    wrong voxels, the area under the ROC of the variance as a sign of a wrong voxel (0.5 is chance), the share of all
+    errors that lies among the 5 and 10 % most uncertain voxels, and the mean variance of wrong and of right voxels.
+    The JSON has their means over the scans too.
+
+    All samples are cut into tiles alike, by the bundle's inferer. Each tile (in 2D each slice) draws its own dropout,
+    so a single sample can have a seam where tiles meet; the limits of mean and variance have none, since each tile sees
+    the whole surroundings of what it decides. Networks whose patches are blended (those with instance norm, and those
+    of others) are averaged where patches overlap, and so vary less there. Mean and variance are taken on the network's
+    grid and brought to the scan's linearly; where that is no mere reordering, the variance is an upper bound of that
+    of the interpolated samples.
+
+    Args:
+        source: a file or a folder at any depth.
+        bundle: a trained bundle whose `network_def` has `dropout` above 0, in training too.
+        output: a new folder, or one that this command made; its maps are replaced.
+        samples: passes of the network, at least 2.
+        seed: of the dropout, the same for every scan: a scan's maps do not depend on the other scans.
+        labels: folder with label files named as the scans (`x.png`, `x_seg.nii.gz`), in the same tree or any.
+        include, exclude: patterns on the scan's path or file name.
+        device: for example "cpu" or "cuda:1"; None takes the bundle's own choice.
+
+    Raises:
+        FewscanError: nothing could be begun: no scans, an untrained bundle, no dropout, no label that fits.
+    """
+    if samples < 2:
+        raise FewscanError(f"--samples has to be at least 2, not {samples}: one sample has no variance")
+    settings = read_settings(bundle)
+    table = LabelTable.from_json(settings["labels"])
+    found = find_scans(source, settings["channels"], include, exclude, output)
+    failed = [item.reason for item in found.skipped if item.failed]
+    if not found.scans:
+        raise FewscanError(failed[0] if failed else f"{source}: holds no scan that can be used")
+    refuse_equal_names(found.scans)
+    label_of = {} if labels is None else _labels_of(found.scans, labels)
+    merged = labels is not None and _is_merged(bundle)
+    predictor = Predictor(bundle, device)
+    _refuse_without_dropout(predictor, bundle)
+    spec = {**predictor.spec, "samples": samples, "dropout_seed": seed}
+    _open(output, spec)
+    run = _Run(predictor, table, output, samples, seed, merged)
+    report = Report(skipped=found.skipped)
+    report.rows += [{"scan": "", "status": "failed", "reason": reason} for reason in failed]
+    bar = tqdm(total=len(found.scans) * samples, unit="pass", smoothing=0.1)
+    try:
+        for number, scan in enumerate(found.scans, start=1):
+            bar.set_postfix_str(scan.name)
+            report.rows.append(_one(scan, label_of.get(scan), run, bar.update))
+            bar.update(number * samples - bar.n)  # a scan that failed leaves passes out
+    except KeyboardInterrupt:
+        report.interrupted = True
+    finally:
+        bar.close()
+        _publish(output, spec, report.rows)
+    return report
+
+
+def mean_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each figure over the scans that have it."""
+    held = {name: [row[name] for row in rows if row.get(name) is not None] for name in FIGURES}
+    return {name: float(np.mean(values)) for name, values in held.items() if values}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What is the same for every scan; the arguments of `uncertainty`."""
+
+    predictor: Predictor
+    table: LabelTable
+    output: Path
+    samples: int
+    seed: int
+    merged: bool
+
+
+def _one(scan: Scan, label: Path | None, run: _Run, after_each: Callable[[], object]) -> dict[str, Any]:
+    """The maps and figures of one scan, or why there are none; a row of the report."""
+    try:
+        return {"scan": scan.name, "status": "done", **_mapped(scan, label, run, after_each)}
+    except KeyboardInterrupt:
+        raise
+    except FewscanError as problem:
+        reason = str(problem)
+    except OSError as problem:
+        reason = f"{scan.name}: {problem.strerror or problem} ({problem.filename or run.output})"
+    except Exception as problem:  # whatever it is, the other scans go on
+        reason = str(ours(problem) or f"{scan.name}: {first_line(problem)}")
+    return {"scan": scan.name, "status": "failed", "reason": reason}
+
+
+def _mapped(scan: Scan, label: Path | None, run: _Run, after_each: Callable[[], object]) -> dict[str, Any]:
+    """Write the files of one scan; their names and its figures."""
+    truth = None
+    if label is not None:  # first, for it fails sooner than the sampling
+        truth, grid = read_label([label], run.table, merged=run.merged)
+        truth = match_grid(truth, grid, scan.grid, f"{label} (label of {scan.files[0]})")
+    mean, variance = _sampled(scan, run, after_each)
+    answer = mean.argmax(axis=0)
+    stem, several = f"{run.output / scan.name}", len(run.table) > 1
+    files = [
+        write_map(mean[number], scan, Path(f"{stem}_mean_{row.value}" if several else f"{stem}_mean"))
+        for number, row in enumerate(run.table, start=1)
+    ]
+    files += [write_map(variance, scan, Path(f"{stem}_variance")), Path(f"{stem}_uncertainty.png")]
+    _draw(scan, answer, truth, variance, run.table, files[-1])
+    told = {
+        "files": [file.relative_to(run.output).as_posix() for file in files],
+        "mean_variance": float(variance.mean(dtype=np.float64)),
+    }
+    return told if truth is None else {**told, **_figures(variance, answer != truth)}
+
+
+def _sampled(
+    scan: Scan, run: _Run, after_each: Callable[[], object]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """On the scan's grid: mean probabilities (classes, i, j, k), and the variance averaged over classes (i, j, k)."""
+    with torch.inference_mode(), dropout_on(run.predictor.network, run.seed):
+        image = run.predictor.prepare(scan)["image"]
+
+        def draw() -> torch.Tensor:
+            probabilities = torch.softmax(run.predictor.logits(image).as_subclass(torch.Tensor).float(), dim=0)
+            after_each()
+            return probabilities
+
+        mean, variance = mean_and_variance(draw() for _ in range(run.samples))
+        maps = torch.cat([mean, variance.mean(dim=0, keepdim=True)])
+    if len(mean) != run.table.classes:
+        raise LabelError(
+            f"the network answers {len(mean)} classes, but the label table lists {len(run.table)} labels and the "
+            "background"
+        )
+    back = to_scan_grid(maps, scan_grid(image).affine, scan.grid)
+    return back[:-1], back[-1]
+
+
+def _figures(variance: NDArray[Any], wrong: NDArray[np.bool_]) -> dict[str, float | None]:
+    """Whether the variance tells wrong voxels from right ones; None for what has no meaning without any."""
+    values = (
+        float(wrong.mean()),
+        detection_auc(variance, wrong),
+        share_found(variance, wrong, 0.05),
+        share_found(variance, wrong, 0.10),
+        float(variance[wrong].mean(dtype=np.float64)) if wrong.any() else None,
+        float(variance[~wrong].mean(dtype=np.float64)) if not wrong.all() else None,
+    )
+    return dict(zip(FIGURES, values, strict=True))
+
+
+def _draw(
+    scan: Scan,
+    answer: NDArray[Any],
+    truth: NDArray[Any] | None,
+    variance: NDArray[Any],
+    table: LabelTable,
+    picture: Path,
+) -> None:
+    image, values = scan.read(), table.to_values(answer)
+    nothing = np.zeros(scan.grid.shape, dtype=np.uint8)
+    panels = [("answer", image, values, table)]
+    title = scan.name
+    if truth is not None:
+        wrong = (answer != truth).astype(np.uint8)
+        panels.append(("errors", image, wrong, _WRONG))
+        title += f": {100 * wrong.mean():.1f} % of the voxels are wrong"
+    panels.append(("variance", variance[None], nothing, table))
+    with replace_when_complete(picture) as temporary:
+        write_side_by_side(panels, scan.grid, temporary, title, cuts_by=values)
+
+
+def _labels_of(scans: Sequence[Scan], folder: Path) -> dict[Scan, Path]:
+    """The label file of each scan that has one: by the path below the folder, or by the name alone.
+
+    Words that say label (`x_seg`) count for nothing. Raises PairingError where two files would do, or none fits any.
+    """
+    if not folder.is_dir():
+        raise PairingError(f"{folder}: is no folder; give --labels the folder that holds the label files")
+    by_path: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.name.startswith(".") or file.name.endswith("_overlay.png") or format_of(file) in (None, "dicom"):
+            continue
+        for stem in {stem_of(file), label_key(stem_of(file))} - {""}:
+            by_path.setdefault(file.relative_to(folder).with_name(stem).as_posix(), []).append(file)
+            by_name.setdefault(stem, []).append(file)
+    labels: dict[Scan, Path] = {}
+    for scan in scans:
+        fitting = by_path.get(scan.name) or by_name.get(scan.name.rsplit("/", 1)[-1]) or []
+        if len(fitting) > 1:
+            raise PairingError(f"{fitting[0]} and {fitting[1]}: two labels for {scan.name}; leave one in the folder")
+        if fitting:
+            labels[scan] = fitting[0]
+    if not labels:
+        raise PairingError(
+            f"{folder}: no label file has the name of a scan, such as {scans[0].name}; name them alike, or leave "
+            "--labels out"
+        )
+    return labels
+
+
+def _is_merged(bundle: Path) -> bool:
+    """Whether everything above 0 in a label is one class, as in the bundle's training."""
+    file = bundle / "configs" / "train.json"
+    training = read_json(file) if file.exists() else {}
+    if training.get("structures"):
+        raise BundleError(f"{file}: labels are one file a structure, which are not scored here; leave --labels out")
+    return bool(training.get("merge_masks"))
+
+
+def _refuse_without_dropout(predictor: Predictor, bundle: Path) -> None:
+    if not dropout_layers(predictor.network):
+        raise BundleError(
+            f"{bundle / 'configs' / 'inference.json'}: the network has no dropout, so all samples would be equal; set "
+            "network_def.dropout (0.5 in the papers) in train.json and inference.json, and train the bundle with it "
+            "(`fewscan train --overwrite`)"
+        )
+
+
+def _open(output: Path, spec: Mapping[str, Any]) -> None:
+    """Make the folder, or see that it is one of this command: files of others are never replaced."""
+    marker = output / MARKER
+    if marker.exists():
+        if "dropout_seed" not in read_json(marker):
+            raise BundleError(f"{output}: holds other results of fewscan; choose another --output")
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BundleError(f"{output}: is not empty and not from this command; choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    _write(marker, json.dumps(spec, indent=2) + "\n")  # by it the folder is known, and its maps are never scans
+
+
+def _publish(output: Path, spec: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """`uncertainty.json` for programs, `uncertainty.csv` for a spreadsheet."""
+    content = {**spec, "means": mean_figures(rows), "scans": rows}
+    _write(output / "uncertainty.json", json.dumps(content, indent=2) + "\n")
+    text = io.StringIO(newline="")
+    columns = csv.DictWriter(text, ("scan", "status", "mean_variance", *FIGURES, "reason"), extrasaction="ignore")
+    columns.writeheader()
+    columns.writerows(rows)
+    _write(output / "uncertainty.csv", text.getvalue())
+
+
+def _write(path: Path, text: str) -> None:
+    with replace_when_complete(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")

@@ -1,0 +1,62 @@
+"""The scores of the ISBI 2012 challenge, of trained bundles on labelled sections that they have not seen.
+
+    python tests/benchmarks/isbi2012.py IMAGES LABELS BUNDLE [BUNDLE ...] --include '1[5-9].png'
+
+Sections are PNG files of equal names; in the labels 255 is inside, 0 membrane. Prints a table, a line a bundle, and one
+for no learning at all (everything inside).
+"""
+
+import argparse
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fewscan.metrics import score_isbi2012
+from fewscan.network_grid import to_scan_grid
+from fewscan.runs.predictor import Predictor, read_settings
+from fewscan.scans import open_scan
+from fewscan.transforms import scan_grid
+
+COLUMNS = ("v_rand_macro", "v_info_macro", "old_rand_error", "pixel_error")
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("images", type=Path)
+    parser.add_argument("labels", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--include", default="*")
+    options = parser.parse_args()
+    files = [file for file in sorted(options.images.glob("*.png")) if fnmatch(file.name, options.include)]
+    truth = np.stack([np.asarray(Image.open(options.labels / file.name)).T > 0 for file in files], axis=-1)
+    print("| | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    for bundle in options.bundles:
+        show(str(bundle), inside(bundle, files), truth)
+    show("no learning", np.ones(truth.shape), truth)
+
+
+def inside(bundle: Path, files: list[Path]) -> np.ndarray:
+    """(column, row, section) probabilities of the last label, "inside", 0 to 1."""
+    predictor, settings = Predictor(bundle), read_settings(bundle)
+    maps = []
+    for file in files:
+        scan = open_scan([file], settings["channels"])
+        with torch.inference_mode():
+            image = predictor.prepare(scan)["image"]
+            probability = torch.softmax(predictor.logits(image).as_subclass(torch.Tensor).float(), dim=0)[-1:]
+        maps.append(to_scan_grid(probability, scan_grid(image).affine, scan.grid)[0, :, :, 0])
+    return np.stack(maps, axis=-1).astype(np.float64)
+
+
+def show(name: str, probability: np.ndarray, truth: np.ndarray) -> None:
+    """One line of the table."""
+    scores = score_isbi2012(probability, truth.astype(np.uint8))
+    print(f"| {name} | " + " | ".join(f"{getattr(scores, column):.4f}" for column in COLUMNS) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
