@@ -1,12 +1,17 @@
 """What every test may use."""
 
+import functools
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: small tensors on busy cores wait for their threads
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,14 +66,29 @@ class Trained:
     data: Path
 
 
+NARROW = {"unet": {}, "fcn": {"widths": [8] * 5, "fc_width": 16}, "segnet": {"widths": [8] * 5}}
+"""What makes each network of the family one that trains in seconds, beside what `configure` does."""
+
+
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Trained:
+def family(tmp_path_factory) -> Callable[[str], Trained]:
+    """The tiny trained bundle of a network, by the network's name."""
     from fewscan.training.plan import plan
     from fewscan.training.run import train
 
-    home = tmp_path_factory.mktemp("trained")
-    data = write_volumes(home / "data")
-    plan(data, home / "bundle", validation=1)
-    configure(home / "bundle", patch=[16, 16, 16])
-    train(home / "bundle", device="cpu")
-    return Trained(home / "bundle", data)
+    @functools.cache
+    def member(name: str) -> Trained:
+        home = tmp_path_factory.mktemp(f"trained_{name}")
+        data = write_volumes(home / "data")
+        plan(data, home / "bundle", validation=1, network=name)
+        configure(home / "bundle", NARROW[name], patch=[16, 16, 16])
+        train(home / "bundle", device="cpu")
+        return Trained(home / "bundle", data)
+
+    return member
+
+
+@pytest.fixture(scope="session")
+def trained(family) -> Trained:
+    """The tiny trained U-Net bundle."""
+    return family("unet")
