@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import groupby
 from math import log2
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 """As published, and the size of the image in the picture."""
 
-COLUMN, ROW, WIDE, HIGH = 214, 112, 150, 74
+COLUMN, ROW, WIDE, HIGH = 214, 134, 150, 96
 COLOURS = {"copy": "#2f6fb2", "positions": "#c05a1c", "": "#444444"}
 
 
@@ -42,8 +43,7 @@ class Box:
     number: int
     level: int
     joined: str = ""
-    convolutions: list[tuple[str, int]] = field(default_factory=list)
-    extras: list[str] = field(default_factory=list)
+    convolutions: list[tuple[str, int, list[str]]] = field(default_factory=list)  # kernel, channels, what follows
     size: tuple[int, ...] = ()
 
 
@@ -90,7 +90,7 @@ def read(network: nn.Module, size: int) -> tuple[list[Box], list[Edge]]:
         if name == "conv2d":
             kernel, channels = _kernel(node), node.meta["val"].shape[1]
             box = boxes[source.box] if source.box >= 0 and not source.text else new_box(source.level, [source])
-            box.convolutions.append((kernel, channels))
+            box.convolutions.append((kernel, channels, []))
             places[node] = Place(box.number, source.level)
         elif name.startswith("max_pool2d"):
             places[node] = Place(source.box, source.level + 1, f"max pool {node.args[1][0]}")
@@ -112,22 +112,22 @@ def read(network: nn.Module, size: int) -> tuple[list[Box], list[Edge]]:
             extra = {"relu_": "ReLU", "relu": "ReLU", "batch_norm": "batch norm", "dropout": "dropout"}.get(name)
             active = name != "dropout" or node.args[1] != 0
             if extra is not None and active and source.box >= 0 and not source.text:
-                box = boxes[source.box]
-                box.extras = list(dict.fromkeys([*box.extras, extra]))
+                boxes[source.box].convolutions[-1][2].append(extra)
             second = name == "getitem" and node.args[1] == 1
             places[node] = Place(source.box, source.level, "positions" if second else source.text)
         last = places[node]
         if name in ("conv2d", "cat", "add"):
             boxes[last.box].size = tuple(node.meta["val"].shape[2:])
     edges.append(Edge(last.box, len(boxes), last.text))
-    boxes.append(Box(len(boxes), 0, "classes", [("", 2)], [], (_answered(graph),) * 2))
+    shape = _answered(graph)
+    boxes.append(Box(len(boxes), 0, f"{shape[1]} classes", [], shape[2:]))
     return boxes, edges
 
 
-def _answered(graph: torch.fx.Graph) -> int:
-    """Pixels along an axis of what the network answers."""
+def _answered(graph: torch.fx.Graph) -> tuple[int, ...]:
+    """The shape of what the network answers."""
     (answer,) = (node.args[0][0] for node in graph.nodes if node.op == "output")
-    return int(answer.meta["val"].shape[-1])
+    return tuple(answer.meta["val"].shape)
 
 
 def _name(node: Node) -> str:
@@ -167,14 +167,9 @@ def _corner(box: Box) -> tuple[int, int]:
 def _box(box: Box) -> list[str]:
     x, y = _corner(box)
     lines = [box.joined] if box.joined else []
-    runs: list[tuple[str, list[int]]] = []
-    for kernel, channels in box.convolutions:
-        if runs and runs[-1][0] == kernel:
-            runs[-1][1].append(channels)
-        else:
-            runs.append((kernel, [channels]))
-    lines += [f"{kernel} conv: {', '.join(map(str, each))}" if kernel else str(each[0]) for kernel, each in runs]
-    lines += [", ".join(box.extras)] if box.extras else []
+    for (kernel, after), group in groupby(box.convolutions, key=lambda each: (each[0], tuple(each[2]))):
+        lines.append(f"{kernel} conv: {', '.join(str(channels) for _, channels, _ in group)}")
+        lines += [", ".join(after)] if after else []
     lines.append(" x ".join(map(str, box.size)))
     top = y + HIGH / 2 - 7 * len(lines) + 11
     text = [
@@ -197,15 +192,14 @@ def _edge(edge: Edge, boxes: list[Box], lanes: dict[int, int]) -> list[str]:
     if source.level == target.level and not between:
         y = middle - 16 * (edge.kind != "")
         return _line(f"M{sx + WIDE} {y} H{tx - 1}", (sx + WIDE + 4, y - 5), edge.text, edge.kind)
-    x = sx + WIDE // 2 + 24 * (edge.kind != "") + 24 * bool(between)
+    x = sx + WIDE // 2 + 24 * (edge.kind != "")
     leave = sy + HIGH if source.level <= target.level else sy
-    if between:  # below the boxes that stand in the way, and in from below
+    if between:  # out at the side, below the boxes that stand in the way, and in from below
         lane = ty + HIGH + 12 + 9 * lanes.setdefault(target.level, 0)
         lanes[target.level] += 1
         enter = tx + 30
-        return _line(
-            f"M{x} {leave} V{lane} H{enter} V{ty + HIGH + 1}", (tx - 90, lane - 3), edge.text or "skip", edge.kind
-        )
+        side = f"M{sx + WIDE} {sy + HIGH // 2} h16" if source.level < target.level else f"M{x} {sy}"
+        return _line(f"{side} V{lane} H{enter} V{ty + HIGH + 1}", (tx - 90, lane - 3), edge.text, edge.kind)
     label = (tx - len(edge.text) * 5.6 - 4 if target.level < source.level else x + 5, middle - 5)
     return _line(f"M{x} {leave} V{middle} H{tx - 1}", label, edge.text, edge.kind)
 

@@ -273,8 +273,8 @@ def deciding_settings(
     except BundleError:  # MONAI Label brings its own cases
         cases_sha256 = None
     network_def = read_json(Path(bundle_root) / "configs" / "train.json")["network_def"]
-    if hasattr(network, "variant"):
-        network_def["variant"] = network.variant
+    if "variant" in network_def:
+        network_def["variant"] = getattr(network, "variant", network_def["variant"])
     values = LabelTable.from_json(labels).values.tolist()
     return {**settings, "labels": values, "network_def": network_def, "cases (sha256)": cases_sha256}
 

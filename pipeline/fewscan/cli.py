@@ -137,8 +137,10 @@ def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from fewscan.training.run import train
-    from fewscan.training.stages import train_stages
+    from fewscan.training.stages import refuse_begun_stages, train_stages
 
+    if not options.stages:
+        refuse_begun_stages(options.bundle)
     (train_stages if options.stages else train)(
         options.bundle, options.minutes, options.device, options.data, options.overwrite
     )
@@ -207,7 +209,7 @@ def _add_uncertainty(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _uncertainty(options: argparse.Namespace) -> int:
-    from fewscan.runs.uncertainty import mean_figures, uncertainty
+    from fewscan.runs.uncertainty import mean_figures, scored, uncertainty
 
     report = uncertainty(
         options.scans,
@@ -224,8 +226,16 @@ def _uncertainty(options: argparse.Namespace) -> int:
         print(f"failed: {row['reason']}")
     for name, value in mean_figures(report.rows).items():
         print(f"{name.replace('_', ' ')}: {value:.4g}")
+    if options.labels is not None:
+        print(f"figures over {scored(report.rows)} of {len(report.rows)} scans")
     done = sum(row["status"] == "done" for row in report.rows)
-    print(f"{done} scan(s) mapped, {len(report.failed)} failed; figures: {options.output / 'uncertainty.json'}")
+    left_out = sum(not item.failed for item in report.skipped)
+    print(
+        f"{done} scan(s) mapped, {len(report.failed)} failed, {left_out} other file(s) left out; "
+        f"figures: {options.output / 'uncertainty.json'}"
+    )
+    if report.interrupted:
+        print("interrupted; the same command begins anew", file=sys.stderr)
     return report.exit_code
 
 

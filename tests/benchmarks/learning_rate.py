@@ -1,6 +1,6 @@
 """Which learning rate each network wants, found on training data alone.
 
-    python tests/benchmarks/learning_rate.py DATA --exclude '1[5-9].png' --validation 3 --steps 400
+    python tests/benchmarks/learning_rate.py DATA --exclude '1[5-9].png' --validation 3 --steps 300
 
 Trains every network at every rate for equally many steps on the cases that the patterns leave, less those held out,
 and prints the mean Dice of the held-out ones when the training is over. Test cases never take part.
@@ -8,8 +8,10 @@ and prints the mean Dice of the held-out ones when the training is over. Test ca
 
 import argparse
 import json
+import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from fewscan.training.plan import plan
@@ -26,15 +28,16 @@ def main() -> None:
     parser.add_argument("--include", action="append", default=[])
     parser.add_argument("--exclude", action="append", default=[])
     parser.add_argument("--validation", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.002, 0.008])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.0005, 0.002, 0.008, 0.03])
     parser.add_argument("--networks", nargs="+", default=list(NETWORK_DEF))
     options = parser.parse_args()
     print(f"| network, {options.steps} steps | " + " | ".join(f"{rate:g}" for rate in options.rates) + " |")
     print("|---" * (len(options.rates) + 1) + "|")
     with tempfile.TemporaryDirectory() as folder:
         for network in options.networks:
-            scores = [score(options, network, rate, Path(folder) / f"{network}_{rate:g}") for rate in options.rates]
+            with redirect_stdout(sys.stderr):  # what plan and train say
+                scores = [score(options, network, rate, Path(folder) / f"{network}_{rate:g}") for rate in options.rates]
             print(f"| {network} | " + " | ".join(f"{dice:.3f} ({s:.0f} s)" for dice, s in scores) + " |", flush=True)
 
 
@@ -49,7 +52,7 @@ def score(options: argparse.Namespace, network: str, rate: float, bundle: Path) 
         network=network,
     )
     file = bundle / "configs" / "train.json"
-    epochs = round(options.steps / STEPS_AN_EPOCH)
+    epochs = max(1, round(options.steps / STEPS_AN_EPOCH))
     changed = {"learning_rate": rate, "epochs": epochs, "steps_per_epoch": STEPS_AN_EPOCH, "val_interval": epochs}
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changed}), encoding="utf-8")
     start = time.monotonic()

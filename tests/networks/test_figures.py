@@ -28,7 +28,7 @@ def test_reads_the_papers_unet(figures):
     make, size = figures.NETWORKS["unet"]
     with torch.device("meta"):
         boxes, edges = figures.read(make(), size)
-    widths = [[channels for _, channels in box.convolutions] for box in boxes[:-1]]
+    widths = [[channels for _, channels, _ in box.convolutions] for box in boxes[:-1]]
     down = [[64, 64], [128, 128], [256, 256], [512, 512], [1024, 1024]]
     assert widths == [*down, [512, 512], [256, 256], [128, 128], [64, 64, 2]]
     assert [box.size[0] for box in boxes] == [568, 280, 136, 64, 28, 52, 100, 196, 388, 388]

@@ -18,6 +18,7 @@ from fewscan.metrics.detection import detection_auc, share_found
 from fewscan.network_grid import decide, to_network_grid, to_scan_grid
 from fewscan.networks import UNet
 from fewscan.networks.sampling import dropout_on, mean_and_variance
+from fewscan.runs import uncertainty as module
 from fewscan.runs.predictor import Predictor
 from fewscan.runs.uncertainty import uncertainty
 from fewscan.scans import open_scan
@@ -209,6 +210,103 @@ def test_a_scan_without_a_label_has_maps_and_no_figures(tmp_path, bundle):
     assert "auc" in first and "auc" not in second and second["status"] == "done"
 
 
+# Whose label.
+
+
+def wrong_of(output):
+    """The share of wrong voxels by scan; None for a scan without figures."""
+    return {row["scan"]: row.get("wrong") for row in figures_of(output)["scans"]}
+
+
+def label(path, value=0):
+    return save_nifti(path, np.full((9, 8, 7), value, np.uint8))
+
+
+def test_a_patients_scan_is_never_scored_by_the_label_of_another(tmp_path, bundle):
+    for patient in ("p1", "p2"):
+        save_nifti(tmp_path / "scans" / patient / "t1.nii", noise())
+    label(tmp_path / "truth" / "p1" / "t1.nii")
+    uncertainty(tmp_path / "scans", bundle, tmp_path / "maps", samples=2, labels=tmp_path / "truth")
+    wrong = wrong_of(tmp_path / "maps")
+    assert wrong["p1/t1"] is not None and wrong["p2/t1"] is None
+    label(tmp_path / "flat" / "t1.nii")
+    with pytest.raises(PairingError, match=r"t1\.nii could be of 2 scans: put it in a folder like its scan's"):
+        uncertainty(tmp_path / "scans", bundle, tmp_path / "none", labels=tmp_path / "flat")
+    (tmp_path / "scans" / "p1" / "t1.nii").write_bytes(b"no scan")  # nor where the other's scan is broken
+    for truth in ("truth", "flat"):
+        with pytest.raises(PairingError, match="no label file has the name of a scan, such as p2/t1"):
+            uncertainty(tmp_path / "scans", bundle, tmp_path / "none", labels=tmp_path / truth)
+    chosen = {"include": ["p2/*"], "samples": 2}
+    with pytest.raises(PairingError, match="no label file has the name of a scan, such as p2/t1"):
+        uncertainty(tmp_path / "scans", bundle, tmp_path / "none", labels=tmp_path / "truth", **chosen)
+    uncertainty(tmp_path / "scans", bundle, tmp_path / "one", labels=tmp_path / "flat", **chosen)  # a user's own choice
+    assert wrong_of(tmp_path / "one")["p2/t1"] is not None
+    save_nifti(tmp_path / "scans" / "p1" / "other.nii", noise())
+    label(tmp_path / "wrong" / "p1" / "t2.nii")
+    save_nifti(tmp_path / "scans" / "p2" / "t2.nii", noise())
+    with pytest.raises(PairingError, match="no label file has the name"):  # its name is p2's alone, its folder p1's
+        uncertainty(tmp_path / "scans", bundle, tmp_path / "none", labels=tmp_path / "wrong")
+
+
+def test_one_label_for_two_scans_is_refused(tmp_path, bundle):
+    for name in ("a_image", "a_raw"):
+        save_nifti(tmp_path / "scans" / f"{name}.nii", noise())
+    label(tmp_path / "truth" / "a_seg.nii")
+    with pytest.raises(PairingError, match=r"a_seg\.nii: would be the label of a_image and of a_raw; name each"):
+        uncertainty(tmp_path / "scans", bundle, tmp_path / "maps", labels=tmp_path / "truth")
+    label(tmp_path / "truth" / "a_raw_seg.nii")
+    uncertainty(tmp_path / "scans", bundle, tmp_path / "maps", samples=2, labels=tmp_path / "truth")
+    assert None not in wrong_of(tmp_path / "maps").values()
+
+
+@pytest.mark.parametrize(
+    ("scan", "truth", "source", "labels"),
+    [
+        ("imagesTs/a_0000.nii", "labelsTs/a.nii", "imagesTs", "labelsTs"),
+        ("imagesTs/a_0000.nii", "labelsTs/a.nii", ".", "."),
+        ("a_img.nii", "a_seg.nii", ".", "."),
+        ("scans/a_image.nii", "truth/a_seg.nii", "scans", "truth"),
+        ("a.nii", "a_seg.nii", ".", "."),
+        ("p/image.nii", "p/label.nii", ".", "."),
+        ("scans/p/a.nii", "truth/a.nii", "scans", "."),
+        ("all/p/a.nii", "all/truth/a.nii", "all/p", "all/truth"),
+    ],
+)
+def test_names_of_scans_and_labels(tmp_path, bundle, scan, truth, source, labels):
+    save_nifti(tmp_path / "data" / scan, noise())
+    label(tmp_path / "data" / truth, 1)
+    data = tmp_path / "data"
+    uncertainty(data / source, bundle, tmp_path / "maps", samples=2, labels=data / labels)
+    told = figures_of(tmp_path / "maps")
+    assert told["scored"] == len(told["scans"]) == 1 and told["scans"][0]["wrong"] > 0
+
+
+def test_channels_and_series_have_the_label_of_their_case(tmp_path, bundle):
+    channels = [{"name": "t1", "suffix": "_0000"}, {"name": "t2", "suffix": "_0001"}]
+    two = with_dropout(unet_bundle(tmp_path / "two", channels=channels))
+    for suffix in ("_0000", "_0001"):
+        save_nifti(tmp_path / "scans" / f"a{suffix}.nii", noise())
+    label(tmp_path / "scans" / "a_seg.nii")
+    uncertainty(tmp_path / "scans", two, tmp_path / "maps", samples=2, labels=tmp_path / "scans")
+    assert wrong_of(tmp_path / "maps")["a"] is not None
+    write_series(tmp_path / "dicom" / "patient" / "t1", noise(3), AFFINES["oblique"])
+    truth = save_nifti(tmp_path / "truth" / "patient.nii", np.zeros((9, 8, 7), np.uint8), AFFINES["oblique"])
+    uncertainty(tmp_path / "dicom", bundle, tmp_path / "volumes", samples=2, labels=truth.parent)
+    (row,) = figures_of(tmp_path / "volumes")["scans"]
+    assert row["scan"] == "patient/t1" and row["wrong"] > 0
+
+
+def test_a_scan_or_a_mask_of_fewscan_is_no_label(tmp_path, bundle):
+    for name in ("x/a.nii", "y/a.nii"):
+        save_nifti(tmp_path / name, noise())
+    with pytest.raises(PairingError, match="no label file"):  # y/a is an image, though it is left out
+        uncertainty(tmp_path, bundle, tmp_path / "maps", labels=tmp_path, include=["x/*"])
+    label(tmp_path / "masks" / "x" / "a_seg.nii")
+    (tmp_path / "masks" / "fewscan.json").write_text("{}")
+    with pytest.raises(PairingError, match="no label file"):
+        uncertainty(tmp_path, bundle, tmp_path / "maps", labels=tmp_path)
+
+
 # What goes wrong.
 
 
@@ -220,6 +318,19 @@ def test_a_network_without_dropout_is_refused(tmp_path, bundle):
     assert not (tmp_path / "maps").exists()
 
 
+def test_dropout_that_came_after_the_training_is_refused(tmp_path, bundle):
+    late = shutil.copytree(bundle, tmp_path / "late")
+    network = json.loads((late / "configs" / "inference.json").read_text())["network_def"]
+    record = late / "models" / "training.json"
+    save_nifti(tmp_path / "scans" / "a.nii", noise())
+    record.write_text(json.dumps({"settings": {"network_def": {**network, "dropout": 0.0}}}))
+    with pytest.raises(BundleError, match=r"training\.json: the network was trained with network_def .*train again"):
+        uncertainty(tmp_path / "scans", late, tmp_path / "maps", samples=2)
+    assert not (tmp_path / "maps").exists()
+    record.write_text(json.dumps({"settings": {"network_def": network}}))
+    assert uncertainty(tmp_path / "scans", late, tmp_path / "maps", samples=2).exit_code == 0
+
+
 def test_one_bad_scan_or_label_does_not_stop_the_others(tmp_path, bundle, capsys):
     for number, name in enumerate("abc"):
         save_nifti(tmp_path / "scans" / f"{name}.nii", noise(number))
@@ -227,12 +338,16 @@ def test_one_bad_scan_or_label_does_not_stop_the_others(tmp_path, bundle, capsys
     broken[1, 2, 3] = np.nan
     save_nifti(tmp_path / "scans" / "d.nii", broken)
     (tmp_path / "scans" / "e.nii").write_bytes(b"no scan")
+    (tmp_path / "scans" / "notes.txt").write_text("no image")
     save_nifti(tmp_path / "truth" / "a.nii", np.ones((9, 8, 7), np.uint8))
     save_nifti(tmp_path / "truth" / "b.nii", np.ones((9, 8, 6), np.uint8))
     arguments = ["--bundle", str(bundle), "--output", str(tmp_path / "maps"), "--labels", str(tmp_path / "truth")]
     assert main(["uncertainty", str(tmp_path / "scans"), "--samples", "2", *arguments]) == 2
     told = capsys.readouterr().out
-    assert "2 scan(s) mapped, 3 failed" in told and "auc: " in told
+    assert "2 scan(s) mapped, 3 failed, 1 other file(s) left out" in told and "auc: " in told
+    assert "figures over 1 of 5 scans" in told and figures_of(tmp_path / "maps")["scored"] == 1
+    left_out = [{"path": str(tmp_path / "scans" / "notes.txt"), "reason": "not an image"}]
+    assert figures_of(tmp_path / "maps")["left_out"] == left_out
     reasons = [row["reason"] for row in figures_of(tmp_path / "maps")["scans"] if row["status"] == "failed"]
     for words in ("e.nii", "b.nii (label of", "d.nii: 1 of 504 values are not finite"):
         assert any(words in reason for reason in reasons), words
@@ -259,6 +374,58 @@ def test_a_second_run_replaces_its_own_maps_and_never_reads_them(tmp_path, bundl
         assert [row["scan"] for row in report.rows] == ["a"]
     assert figures_of(tmp_path / "maps")["samples"] == 3
     assert [row["scan"] for row in uncertainty(tmp_path, bundle, tmp_path / "elsewhere", samples=2).rows] == ["a"]
+
+
+def test_no_map_of_an_earlier_run_stays(tmp_path, bundle):
+    for name in "abc":
+        save_nifti(tmp_path / "scans" / "sub" / f"{name}.nii", noise())
+    maps = tmp_path / "maps"
+    uncertainty(tmp_path / "scans", bundle, maps, samples=2)
+    mine = save_nifti(maps / "sub" / "mine_variance.nii.gz", noise())
+    (tmp_path / "scans" / "sub" / "a.nii").write_bytes(b"no scan")
+    broken = noise().astype(np.float32)
+    broken[1, 2, 3] = np.nan
+    save_nifti(tmp_path / "scans" / "sub" / "b.nii", broken)
+    save_nifti(tmp_path / "scans" / "sub" / "d.nii", noise())
+    uncertainty(tmp_path / "scans", bundle, maps, samples=2, exclude=["c.nii"])
+    assert {name.split("_")[0] for name in files_below(maps / "sub")} == {"d", "mine"} and mine.exists()
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link"])
+def test_files_outside_the_folder_stay_whatever_its_json_says(tmp_path, bundle, way):
+    save_nifti(tmp_path / "scans" / "a.nii", noise())
+    maps = tmp_path / "maps"
+    uncertainty(tmp_path / "scans", bundle, maps, samples=2)
+    mine = save_nifti(tmp_path / "mine" / "a_variance.nii.gz", noise())
+    (maps / "link").symlink_to(mine.parent, target_is_directory=True)
+    names = {"..": "../mine/a_variance.nii.gz", "absolute": str(mine), "link": "link/a_variance.nii.gz"}
+    told = figures_of(maps)
+    told["scans"][0]["files"] += [names[way], "..", "."]
+    (maps / "uncertainty.json").write_text(json.dumps(told))
+    assert uncertainty(tmp_path / "scans", bundle, maps, samples=2).exit_code == 0
+    assert mine.exists()
+
+
+def test_an_interrupted_run_says_so_and_keeps_what_is_done(tmp_path, bundle, capsys, monkeypatch):
+    for name in "abc":
+        save_nifti(tmp_path / "scans" / f"{name}.nii", noise())
+    arguments = ["--bundle", str(bundle), "--output", str(tmp_path / "maps"), "--samples", "2"]
+    assert main(["uncertainty", str(tmp_path / "scans"), *arguments]) == 0
+    draw = module._draw
+
+    def interrupted(scan, *others):
+        if scan.name == "b":
+            raise KeyboardInterrupt
+        draw(scan, *others)
+
+    monkeypatch.setattr(module, "_draw", interrupted)
+    assert main(["uncertainty", str(tmp_path / "scans"), *arguments]) == 1
+    assert "interrupted; the same command begins anew" in capsys.readouterr().err
+    assert [row["scan"] for row in figures_of(tmp_path / "maps")["scans"]] == ["a"]
+    assert files_below(tmp_path / "maps") == [
+        "a_mean_1.nii.gz", "a_mean_2.nii.gz", "a_uncertainty.png", "a_variance.nii.gz",
+        "fewscan.json", "uncertainty.csv", "uncertainty.json",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_a_coarser_stage_of_other_cases_is_refused(staged, bundle):
     file = bundle / "configs" / "datalist.json"
     cases = read_json(file)
     file.write_text(json.dumps({"training": cases["training"][1:], "validation": cases["training"][:1]}))
-    with pytest.raises(BundleError, match=r"32s/model\.pt: was trained with cases \(sha256\).*remove the file"):
+    with pytest.raises(BundleError, match=r"32s.model\.pt: was trained with cases \(sha256\).*remove the file"):
         train_stages(bundle, device="cpu")
 
 
@@ -197,13 +197,47 @@ def test_a_state_that_started_from_other_weights_is_refused(staged, bundle, monk
         train_stages(bundle, device="cpu")
 
 
-def test_minutes_are_shared_equally_and_epochs_add_up(bundle):
+def test_minutes_are_shared_equally_and_epochs_add_up(bundle, monkeypatch):
     configure(bundle, {**NARROW, "variant": "16s"}, epochs=7, val_interval=1000)
     assert [(stage.variant, stage.epochs) for stage in stages_of(bundle)] == [("32s", 3), ("16s", 4)]
-    train_stages(bundle, minutes=0.04, device="cpu")
-    for folder in (bundle / "models" / "32s", bundle / "models"):
-        assert 0.02 <= record(folder)["minutes"] < 0.04
-    assert record(bundle / "models")["settings"]["network_def"]["variant"] == "16s"
+    configure(bundle, {**NARROW, "variant": "8s"}, epochs=1, val_interval=1000)  # the time alone counts
+    before, shares = TrainingRun.attach, []
+    monkeypatch.setattr(TrainingRun, "attach", lambda run, engine: shares.append(run.minutes) or before(run, engine))
+    train_stages(bundle, minutes=0.03, device="cpu")
+    assert shares == [pytest.approx(0.01)] * 3
+    assert [record(bundle / "models" / name)["settings"]["network_def"]["variant"] for name in ("32s", "16s", ".")] == [
+        "32s", "16s", "8s",
+    ]  # fmt: skip
+
+
+def test_overwrite_trains_every_stage_anew_after_a_training_without_stages(staged, bundle):
+    """The coarser stages of before are no part of it, whatever was trained since."""
+    models = bundle / "models"
+    shutil.copytree(staged / "models", models, dirs_exist_ok=True)
+    train(bundle, device="cpu", overwrite=True)
+    written = (models / "32s" / "model.pt").stat().st_mtime_ns
+    train_stages(bundle, device="cpu", overwrite=True)
+    assert (models / "32s" / "model.pt").stat().st_mtime_ns > written
+    assert equal(weights(models), weights(staged / "models"))
+
+
+def test_a_training_begun_in_stages_is_not_ended_without_them(staged, bundle, capsys):
+    shutil.copytree(staged / "models" / "32s", bundle / "models" / "32s")
+    assert main(["train", str(bundle), "--device", "cpu"]) == 1
+    assert "was begun with --stages" in capsys.readouterr().err
+    assert not (bundle / "models" / "model.pt").exists()
+
+
+def test_the_variant_may_be_left_out(bundle):
+    """It is 8s then, in training and in what `segment` compares."""
+    for name in ("train", "inference"):
+        file = bundle / "configs" / f"{name}.json"
+        config = read_json(file)
+        del config["network_def"]["variant"]
+        file.write_text(json.dumps(config))
+    train(bundle, device="cpu")
+    report = segment(bundle.parent / "data" / "images", bundle, bundle.parent / "masks", device="cpu", overlays=False)
+    assert report.exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from fewscan.scans.walk import MARKER
 from fewscan.training.material import Material, read_material
 from fewscan.training.plan import write_plan
 from fewscan.training.run import train
-from fewscan.training.settings import NETWORK_DEF
+from fewscan.training.settings import LEARNING_RATE, NETWORK_DEF
 from fewscan.training.split import group_cases
 
 NETWORKS = tuple(NETWORK_DEF)
@@ -101,6 +101,7 @@ def compare(
     parts, why = make_folds(material.cases.cases, material.root, folds, test, seed)
     listed = [[[case.name for case in part] for part in fold.parts] for fold in parts[: 1 if quick else None]]
     spec = {**asdict(budget), "device": device or _usual_device(), "dims": dims, "merge_masks": merge_masks}
+    spec |= {"learning_rates": {network: list(rates.values()) for network, rates in LEARNING_RATE.items()}}
     spec |= {"seed": seed, "folds": [{"training": training, "test": tested} for training, tested in listed]}
     _open(output, spec)
 

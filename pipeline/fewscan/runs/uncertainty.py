@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,10 @@ from fewscan.network_grid import to_scan_grid
 from fewscan.networks.sampling import dropout_layers, dropout_on, mean_and_variance
 from fewscan.runs.predictor import Predictor, first_line, read_settings
 from fewscan.runs.report import Report
-from fewscan.scans import Scan, find_scans, match_grid, read_label
-from fewscan.scans.find import MARKER, refuse_equal_names
-from fewscan.scans.names import format_of, label_key, stem_of
+from fewscan.scans import Scan, Skipped, find_scans, match_grid, read_label
+from fewscan.scans.content import Content
+from fewscan.scans.find import MARKER, Found, refuse_equal_names
+from fewscan.scans.names import format_of, image_key, is_label_name, label_key, stem_of
 from fewscan.transforms import scan_grid
 
 FIGURES = (
@@ -62,7 +64,7 @@ def uncertainty(
     `uncertainty.json` and `.csv` in `output` hold a row a scan, with these figures where there is a label: the share of
     wrong voxels, the area under the ROC of the variance as a sign of a wrong voxel (0.5 is chance), the share of all
     errors that lies among the 5 and 10 % most uncertain voxels, and the mean variance of wrong and of right voxels.
-    The JSON has their means over the scans too.
+    The JSON has their means over the `scored` scans too, and the files that were `left_out`.
 
     All samples are cut into tiles alike, by the bundle's inferer. Each tile (in 2D each slice) draws its own dropout,
     so a single sample can have a seam where tiles meet; the limits of mean and variance have none, since each tile sees
@@ -74,10 +76,12 @@ def uncertainty(
     Args:
         source: a file or a folder at any depth.
         bundle: a trained bundle whose `network_def` has `dropout` above 0, in training too.
-        output: a new folder, or one that this command made; its maps are replaced.
+        output: a new folder, or one that this command made: the files that its uncertainty.json lists are removed
+            first, those of scans that take no part now too.
         samples: passes of the network, at least 2.
         seed: of the dropout, the same for every scan: a scan's maps do not depend on the other scans.
-        labels: folder with label files named as the scans (`x.png`, `x_seg.nii.gz`), in the same tree or any.
+        labels: folder with label files named as the scans (`x.png`, `x_seg.nii.gz`), in the same tree, or in any where
+            no two scans have one name; it may be the folder of the scans.
         include, exclude: patterns on the scan's path or file name.
         device: for example "cpu" or "cuda:1"; None takes the bundle's own choice.
 
@@ -93,12 +97,13 @@ def uncertainty(
     if not found.scans:
         raise FewscanError(failed[0] if failed else f"{source}: holds no scan that can be used")
     refuse_equal_names(found.scans)
-    label_of = {} if labels is None else _labels_of(found.scans, labels)
+    label_of = {} if labels is None else _labels_of(found, source, labels)
     merged = labels is not None and _is_merged(bundle)
     predictor = Predictor(bundle, device)
     _refuse_without_dropout(predictor, bundle)
     spec = {**predictor.spec, "samples": samples, "dropout_seed": seed}
     _open(output, spec)
+    _remove_former(output)
     run = _Run(predictor, table, output, samples, seed, merged)
     report = Report(skipped=found.skipped)
     report.rows += [{"scan": "", "status": "failed", "reason": reason} for reason in failed]
@@ -108,11 +113,12 @@ def uncertainty(
             bar.set_postfix_str(scan.name)
             report.rows.append(_one(scan, label_of.get(scan), run, bar.update))
             bar.update(number * samples - bar.n)  # a scan that failed leaves passes out
+            _publish(output, spec, report)  # a run that is killed leaves no maps that the next one does not know
     except KeyboardInterrupt:
         report.interrupted = True
     finally:
         bar.close()
-        _publish(output, spec, report.rows)
+        _publish(output, spec, report)
     return report
 
 
@@ -120,6 +126,11 @@ def mean_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The mean of each figure over the scans that have it."""
     held = {name: [row[name] for row in rows if row.get(name) is not None] for name in FIGURES}
     return {name: float(np.mean(values)) for name, values in held.items() if values}
+
+
+def scored(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many scans have figures."""
+    return sum("wrong" in row for row in rows)
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,7 @@ def _one(scan: Scan, label: Path | None, run: _Run, after_each: Callable[[], obj
 
 
 def _mapped(scan: Scan, label: Path | None, run: _Run, after_each: Callable[[], object]) -> dict[str, Any]:
-    """Write the files of one scan; their names and its figures."""
+    """Write the files of one scan, all or none; their names and its figures."""
     truth = None
     if label is not None:  # first, for it fails sooner than the sampling
         truth, grid = read_label([label], run.table, merged=run.merged)
@@ -158,12 +169,17 @@ def _mapped(scan: Scan, label: Path | None, run: _Run, after_each: Callable[[], 
     mean, variance = _sampled(scan, run, after_each)
     answer = mean.argmax(axis=0)
     stem, several = f"{run.output / scan.name}", len(run.table) > 1
-    files = [
-        write_map(mean[number], scan, Path(f"{stem}_mean_{row.value}" if several else f"{stem}_mean"))
-        for number, row in enumerate(run.table, start=1)
-    ]
-    files += [write_map(variance, scan, Path(f"{stem}_variance")), Path(f"{stem}_uncertainty.png")]
-    _draw(scan, answer, truth, variance, run.table, files[-1])
+    maps = {f"{stem}_mean_{row.value}" if several else f"{stem}_mean": mean[n] for n, row in enumerate(run.table, 1)}
+    files: list[Path] = []
+    try:
+        for name, values in {**maps, f"{stem}_variance": variance}.items():
+            files.append(write_map(values, scan, Path(name)))
+        files.append(Path(f"{stem}_uncertainty.png"))
+        _draw(scan, answer, truth, variance, run.table, files[-1])
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
     told = {
         "files": [file.relative_to(run.output).as_posix() for file in files],
         "mean_variance": float(variance.mean(dtype=np.float64)),
@@ -228,34 +244,122 @@ def _draw(
         write_side_by_side(panels, scan.grid, temporary, title, cuts_by=values)
 
 
-def _labels_of(scans: Sequence[Scan], folder: Path) -> dict[Scan, Path]:
-    """The label file of each scan that has one: by the path below the folder, or by the name alone.
+Place = tuple[str, str]
+"""A folder below the root, `` for the root itself, and a name in it without suffix."""
 
-    Words that say label (`x_seg`) count for nothing. Raises PairingError where two files would do, or none fits any.
+
+def _labels_of(found: Found, source: Path, folder: Path) -> dict[Scan, Path]:
+    """The label file of each scan that has one; words that say label (`x_seg`) count for nothing.
+
+    First by its place: the scan's own path, below `folder` as below `source`; then the same without what says image
+    (`x_image`, nnU-Net's `x_0000`). Only then by the name alone, if no other scan has that name, and the file is at the
+    place of no other and in the folder of no other: patients' files are often named alike.
+
+    Raises PairingError where two files would do for a scan, one file for two scans, or none fits any.
     """
     if not folder.is_dir():
         raise PairingError(f"{folder}: is no folder; give --labels the folder that holds the label files")
-    by_path: dict[str, list[Path]] = {}
+    files = _label_files(found.scans, source, folder)
+    by_place: dict[Place, list[Path]] = {}
     by_name: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.name.startswith(".") or file.name.endswith("_overlay.png") or format_of(file) in (None, "dicom"):
-            continue
-        for stem in {stem_of(file), label_key(stem_of(file))} - {""}:
-            by_path.setdefault(file.relative_to(folder).with_name(stem).as_posix(), []).append(file)
-            by_name.setdefault(stem, []).append(file)
+    for file in files:
+        stem = stem_of(file)
+        for name in dict.fromkeys([stem, label_key(stem)]):
+            by_place.setdefault((_below(file, folder), name), []).append(file)
+            if name:
+                by_name.setdefault(name, []).append(file)
+    places = _places(found, source, {file.resolve() for file in files})
+
+    fitting: dict[Scan | Skipped, list[Path]] = {}
+    for wanted in (slice(1), slice(1, None)):
+        taken = {file for some in fitting.values() for file in some}
+        for one in places.keys() - fitting.keys():
+            at = [file for place in places[one][wanted] for file in by_place.get(place, ()) if file not in taken]
+            if at:
+                fitting[one] = list(dict.fromkeys(at))
+
+    taken = {file for some in fitting.values() for file in some}
+    folders = {its[0][0] for its in places.values()} - {""}
+    owners = Counter(
+        name
+        for one, its in places.items()
+        if isinstance(one, Scan) or one.failed  # what was excluded leaves its name to the others
+        for name in {name for _, name in its}
+    )
+    doubt = ""
+    for scan in found.scans:
+        elsewhere = folders - {places[scan][0][0]}
+        for _, name in places[scan] if scan not in fitting else ():
+            named = [f for f in by_name.get(name, ()) if f not in taken and _below(f, folder) not in elsewhere]
+            if named and owners[name] == 1:
+                fitting[scan] = named
+                break
+            if named:
+                doubt = f"; {named[0].name} could be of {owners[name]} scans: put it in a folder like its scan's"
+
     labels: dict[Scan, Path] = {}
-    for scan in scans:
-        fitting = by_path.get(scan.name) or by_name.get(scan.name.rsplit("/", 1)[-1]) or []
-        if len(fitting) > 1:
-            raise PairingError(f"{fitting[0]} and {fitting[1]}: two labels for {scan.name}; leave one in the folder")
-        if fitting:
-            labels[scan] = fitting[0]
+    served: dict[Path, Scan] = {}
+    for scan in found.scans:
+        if scan not in fitting:
+            continue
+        first, *more = fitting[scan]
+        if more:
+            raise PairingError(f"{first} and {more[0]}: two labels for {scan.name}; leave one in the folder")
+        if (other := served.setdefault(first, scan)) is not scan:
+            raise PairingError(
+                f"{first}: would be the label of {other.name} and of {scan.name}; name each label as its scan, or "
+                "leave one of them out (--exclude)"
+            )
+        labels[scan] = first
     if not labels:
         raise PairingError(
-            f"{folder}: no label file has the name of a scan, such as {scans[0].name}; name them alike, or leave "
-            "--labels out"
+            f"{folder}: no label file has the name of a scan, such as {found.scans[0].name}{doubt}; name them alike, "
+            "or leave --labels out"
         )
     return labels
+
+
+def _label_files(scans: Sequence[Scan], source: Path, folder: Path) -> list[Path]:
+    """What can be a label in a folder: no scan, no mask that fewscan made, and among the scans only what says label."""
+    content = Content.of(folder, (), ())
+    root, home = folder.resolve(), source.resolve()
+    own = {file.resolve() for scan in scans for file in scan.files}
+    around = source.is_dir() and home.is_relative_to(root)
+
+    def among_scans(file: Path) -> bool:
+        inside = around and (root / file.relative_to(folder)).is_relative_to(home)
+        return inside and not is_label_name(file) and content.label_folder(file) is None
+
+    images = [file for file in content.entries if format_of(file) is not None]  # a DICOM folder is no label
+    return [file for file in images if file.resolve() not in own and not among_scans(file)]
+
+
+def _places(found: Found, source: Path, labels: set[Path]) -> dict[Scan | Skipped, list[Place]]:
+    """Where the label of each scan is sought, and that of each image that is left out; its own path is the first."""
+    root = source if source.is_dir() else source.parent
+    places: dict[Scan | Skipped, list[Place]] = {}
+    for scan in found.scans:
+        below, _, last = scan.name.rpartition("/")
+        places[scan] = _without_words(below, last)
+        if scan.format == "dicom" and below:  # a series in its patient's folder
+            above, _, patient = below.rpartition("/")
+            places[scan].append((above, patient))
+    for item in found.skipped:
+        image = format_of(item.path) not in (None, "dicom", "seg") and not is_label_name(item.path)
+        if image and item.path.resolve() not in labels:
+            places[item] = _without_words(_below(item.path, root), stem_of(item.path))
+    return places
+
+
+def _without_words(below: str, stem: str) -> list[Place]:
+    bare = stem.removesuffix("_0000")
+    return [(below, name) for name in dict.fromkeys([stem, bare, image_key(stem), image_key(bare)])]
+
+
+def _below(file: Path, root: Path) -> str:
+    """The file's folder below the root; `` for the root itself."""
+    folder = file.relative_to(root).parent.as_posix()
+    return "" if folder == "." else folder
 
 
 def _is_merged(bundle: Path) -> bool:
@@ -288,9 +392,28 @@ def _open(output: Path, spec: Mapping[str, Any]) -> None:
     _write(marker, json.dumps(spec, indent=2) + "\n")  # by it the folder is known, and its maps are never scans
 
 
-def _publish(output: Path, spec: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def _remove_former(output: Path) -> None:
+    """Remove the files that the folder's own uncertainty.json lists, so that none seems to be of this run.
+
+    A path that leaves the folder, by `..` or by a link, is not ours.
+    """
+    record = output / "uncertainty.json"
+    rows = read_json(record).get("scans", []) if record.exists() else []
+    for path in [output / name for row in rows for name in row.get("files", [])]:
+        if path.parent.resolve().is_relative_to(output.resolve()) and (path.is_file() or path.is_symlink()):
+            path.unlink()
+
+
+def _publish(output: Path, spec: Mapping[str, Any], report: Report) -> None:
     """`uncertainty.json` for programs, `uncertainty.csv` for a spreadsheet."""
-    content = {**spec, "means": mean_figures(rows), "scans": rows}
+    rows = report.rows
+    content = {
+        **spec,
+        "scored": scored(rows),
+        "means": mean_figures(rows),
+        "scans": rows,
+        "left_out": [{"path": str(item.path), "reason": item.reason} for item in report.skipped if not item.failed],
+    }
     _write(output / "uncertainty.json", json.dumps(content, indent=2) + "\n")
     text = io.StringIO(newline="")
     columns = csv.DictWriter(text, ("scan", "status", "mean_variance", *FIGURES, "reason"), extrasaction="ignore")

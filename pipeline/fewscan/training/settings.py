@@ -26,8 +26,8 @@ NETWORK_DEF: dict[str, dict[int, dict[str, Any]]] = {
     },
 }
 """What two cores train in minutes; FCN and SegNet at a quarter of VGG-16's width, in 3D with three poolings by 2."""
-LEARNING_RATE = {"unet": 0.002, "fcn": 0.008, "segnet": 0.008}
-"""Of AdamW; each the best of several on held-out training cases (docs/measured.md)."""
+LEARNING_RATE = {"unet": {2: 0.002, 3: 0.002}, "fcn": {2: 0.008, 3: 0.008}, "segnet": {2: 0.008, 3: 0.002}}
+"""Of AdamW; each the best of a few on held-out training cases of two data sets (docs/measured.md)."""
 BATCH = {2: 4, 3: 2}
 AXES = ("left", "posterior", "superior")
 
@@ -84,8 +84,8 @@ def decide_settings(
     patch = _patch([shape[axis] for axis in axes], spatial_dims)
     settings |= {"patch": patch, "batch": BATCH[spatial_dims], "network_def": NETWORK_DEF[network][spatial_dims]}
     reasons["patch"] = f"the median case, at most {PATCH_VOXELS[spatial_dims]} voxels, in steps of 8"
-    settings["learning_rate"] = LEARNING_RATE[network]
-    reasons["learning_rate"] = "AdamW; the best of several for this network, found on training cases alone"
+    settings["learning_rate"] = LEARNING_RATE[network][spatial_dims]
+    reasons["learning_rate"] = "of AdamW; the best of a few for this network on other data (fewscan's docs/measured.md)"
     strength = 0.03 if spatial_dims == 2 else 0.06
     settings["augmentation"] = {
         "elastic_sd": round(strength * sum(patch) / len(patch), 1),

@@ -19,6 +19,10 @@ ORIGIN = "start_from (sha256)"
 """By this name `training.json` keeps the hash of the weights that a training started from."""
 
 
+ANEW = "stages_anew"
+"""An empty file in `models` from the begin of `--stages --overwrite` to its end: given again, it goes on."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One network of a staged training; it is trained once its model came from the stage before as that is now.
@@ -76,18 +80,33 @@ def train_stages(
         raise BundleError(
             f"{model}: this bundle is trained already; give `--overwrite` to train its stages anew, or plan a new one"
         )
-    anew = all(stage.is_trained() for stage in stages)
-    if anew:
+    begun = bundle / "models" / ANEW
+    if overwrite and not begun.exists():
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        begun.touch()
+        for stage in stages:
+            (stage.folder / "training_state.pt").unlink(missing_ok=True)
         for stage in stages[:-1]:  # the last model stays until the new one is complete
-            (stage.folder / "model.pt").unlink()
+            (stage.folder / "model.pt").unlink(missing_ok=True)
     for number, stage in enumerate(stages, 1):
         title = f"stage {number} of {len(stages)}, FCN-{stage.variant}"
-        if stage.is_trained() and not anew:
+        if stage.is_trained():
             print(f"{title}: trained before, {stage.folder / 'model.pt'}")
             continue
         print(title)
         share = None if minutes is None else minutes / len(stages)
         train(bundle, share, device, data, overwrite, stage.settings())
+    begun.unlink(missing_ok=True)
+
+
+def refuse_begun_stages(bundle: Path) -> None:
+    """Raise BundleError where a training in stages is not complete: a plain one would leave its stages unused."""
+    models = bundle / "models"
+    if (models / VARIANTS[0]).exists() and not (models / "model.pt").exists():
+        raise BundleError(
+            f"{models / VARIANTS[0]}: this training was begun with --stages; give it again, or remove that folder to "
+            "train without stages"
+        )
 
 
 def stages_of(bundle: Path, minutes: float | None = None) -> list[Stage]:
@@ -110,7 +129,9 @@ def stages_of(bundle: Path, minutes: float | None = None) -> list[Stage]:
         raise BundleError(f"{file}: has no start_from, which older plans lack; plan the bundle anew to train in stages")
     variants, epochs = VARIANTS[: VARIANTS.index(variant) + 1], config["epochs"]
     count = len(variants)
-    if not isinstance(epochs, int) or (minutes is None and epochs < count):
+    if minutes is not None:
+        epochs = count  # the time alone ends each stage
+    elif not isinstance(epochs, int) or epochs < count:
         raise BundleError(
             f"{file}: {count} stages cannot share epochs {epochs}; set {count} or more, or give --minutes"
         )
@@ -147,6 +168,8 @@ def load_coarser(network: nn.Module, file: Path, settings: Mapping[str, Any]) ->
         raise BundleError(f"start_from {file}: does not exist; train that stage, or set start_from to null") from None
     except FewscanError as problem:
         raise BundleError(f"start_from {file}: {problem}") from problem
+    except OSError:
+        raise
     except Exception as problem:
         raise BundleError(f"start_from {file}: holds no weights of an FCN; train that stage anew") from problem
 
