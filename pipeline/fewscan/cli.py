@@ -202,7 +202,7 @@ def _add_uncertainty(commands: argparse._SubParsersAction[Parser]) -> None:
     add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the maps, a folder of its own")
     add.add_argument("--samples", type=int, default=20, metavar="N", help="passes of the network (default: 20)")
     add.add_argument("--seed", type=int, default=0, help="of the dropout")
-    add.add_argument("--labels", type=Path, metavar="FOLDER", help="labels named as the scans: are errors uncertain?")
+    add.add_argument("--score", action="store_true", help="SCANS holds labels too, as for plan: are errors uncertain?")
     _add_choice(add)
     add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     add.set_defaults(command=_uncertainty)
@@ -217,7 +217,7 @@ def _uncertainty(options: argparse.Namespace) -> int:
         options.output,
         samples=options.samples,
         seed=options.seed,
-        labels=options.labels,
+        score=options.score,
         include=options.include,
         exclude=options.exclude,
         device=options.device,
@@ -226,7 +226,7 @@ def _uncertainty(options: argparse.Namespace) -> int:
         print(f"failed: {row['reason']}")
     for name, value in mean_figures(report.rows).items():
         print(f"{name.replace('_', ' ')}: {value:.4g}")
-    if options.labels is not None:
+    if options.score:
         print(f"figures over {scored(report.rows)} of {len(report.rows)} scans")
     done = sum(row["status"] == "done" for row in report.rows)
     left_out = sum(not item.failed for item in report.skipped)

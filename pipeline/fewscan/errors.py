@@ -38,3 +38,10 @@ def ours(problem: BaseException) -> FewscanError | None:
     while link is not None and not isinstance(link, FewscanError):
         link = link.__cause__ or link.__context__
     return link
+
+
+def first_line(problem: BaseException) -> str:
+    """Type and first line of the cause that MONAI wrapped."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    return f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"

@@ -172,18 +172,19 @@ def test_the_share_of_errors_among_the_most_uncertain():
 
 def test_the_figures_are_those_of_the_written_maps(tmp_path, binary):
     for number, name in enumerate(("a", "b"), start=1):
-        for folder in ("scans", "truth"):
-            (tmp_path / folder).mkdir(exist_ok=True)
-        Image.fromarray((noise(number, (24, 30)) // 4).astype(np.uint8)).save(tmp_path / "scans" / f"{name}.png")
+        for folder in ("images", "masks"):
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+        image = (noise(number, (24, 30)) // 4).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "data" / "images" / f"{name}.png")
         truth = 255 * (noise(number + 5, (24, 30)) > 500).astype(np.uint8)
-        Image.fromarray(truth).save(tmp_path / "truth" / f"{name}_mask.png")
-    report = uncertainty(tmp_path / "scans", binary, tmp_path / "maps", samples=4, labels=tmp_path / "truth")
+        Image.fromarray(truth).save(tmp_path / "data" / "masks" / f"{name}_mask.png")
+    report = uncertainty(tmp_path / "data", binary, tmp_path / "maps", samples=4, score=True)
     assert report.exit_code == 0
     told = figures_of(tmp_path / "maps")
     aucs = []
     for row in told["scans"]:
         mean, variance = (tifffile.imread(tmp_path / "maps" / f"{row['scan']}_{k}.tif") for k in ("mean", "variance"))
-        truth = np.asarray(Image.open(tmp_path / "truth" / f"{row['scan']}_mask.png")) == 255
+        truth = np.asarray(Image.open(tmp_path / "data" / "masks" / f"{row['scan']}_mask.png")) == 255
         wrong = (mean > 0.5) != truth
         bad, good = variance[wrong].astype(np.float64), variance[~wrong].astype(np.float64)
         assert row["wrong"] == pytest.approx(wrong.mean()) and 0.1 < row["wrong"] < 0.9
@@ -201,110 +202,33 @@ def test_the_figures_are_those_of_the_written_maps(tmp_path, binary):
     assert len(table) == 3 and table[0].startswith("scan,status,mean_variance,wrong")
 
 
-def test_a_scan_without_a_label_has_maps_and_no_figures(tmp_path, bundle):
-    save_nifti(tmp_path / "scans" / "a.nii", noise(1))
-    save_nifti(tmp_path / "scans" / "b.nii", noise(2))
-    save_nifti(tmp_path / "truth" / "deep" / "a_seg.nii", np.zeros((9, 8, 7), np.uint8))
-    uncertainty(tmp_path / "scans", bundle, tmp_path / "maps", samples=2, labels=tmp_path / "truth")
-    first, second = figures_of(tmp_path / "maps")["scans"]
-    assert "auc" in first and "auc" not in second and second["status"] == "done"
-
-
-# Whose label.
-
-
-def wrong_of(output):
-    """The share of wrong voxels by scan; None for a scan without figures."""
-    return {row["scan"]: row.get("wrong") for row in figures_of(output)["scans"]}
-
-
 def label(path, value=0):
     return save_nifti(path, np.full((9, 8, 7), value, np.uint8))
 
 
-def test_a_patients_scan_is_never_scored_by_the_label_of_another(tmp_path, bundle):
+def test_labels_are_paired_as_for_plan_and_scans_without_one_are_left_out(tmp_path, bundle):
+    """Equal names in two folders: each patient's scan has its own label or none."""
     for patient in ("p1", "p2"):
-        save_nifti(tmp_path / "scans" / patient / "t1.nii", noise())
-    label(tmp_path / "truth" / "p1" / "t1.nii")
-    uncertainty(tmp_path / "scans", bundle, tmp_path / "maps", samples=2, labels=tmp_path / "truth")
-    wrong = wrong_of(tmp_path / "maps")
-    assert wrong["p1/t1"] is not None and wrong["p2/t1"] is None
-    label(tmp_path / "flat" / "t1.nii")
-    with pytest.raises(PairingError, match=r"t1\.nii could be of 2 scans: put it in a folder like its scan's"):
-        uncertainty(tmp_path / "scans", bundle, tmp_path / "none", labels=tmp_path / "flat")
-    (tmp_path / "scans" / "p1" / "t1.nii").write_bytes(b"no scan")  # nor where the other's scan is broken
-    for truth in ("truth", "flat"):
-        with pytest.raises(PairingError, match="no label file has the name of a scan, such as p2/t1"):
-            uncertainty(tmp_path / "scans", bundle, tmp_path / "none", labels=tmp_path / truth)
-    chosen = {"include": ["p2/*"], "samples": 2}
-    with pytest.raises(PairingError, match="no label file has the name of a scan, such as p2/t1"):
-        uncertainty(tmp_path / "scans", bundle, tmp_path / "none", labels=tmp_path / "truth", **chosen)
-    uncertainty(tmp_path / "scans", bundle, tmp_path / "one", labels=tmp_path / "flat", **chosen)  # a user's own choice
-    assert wrong_of(tmp_path / "one")["p2/t1"] is not None
-    save_nifti(tmp_path / "scans" / "p1" / "other.nii", noise())
-    label(tmp_path / "wrong" / "p1" / "t2.nii")
-    save_nifti(tmp_path / "scans" / "p2" / "t2.nii", noise())
-    with pytest.raises(PairingError, match="no label file has the name"):  # its name is p2's alone, its folder p1's
-        uncertainty(tmp_path / "scans", bundle, tmp_path / "none", labels=tmp_path / "wrong")
+        save_nifti(tmp_path / "data" / patient / "t1.nii", noise())
+    label(tmp_path / "data" / "p1" / "t1_seg.nii", 1)
+    uncertainty(tmp_path / "data", bundle, tmp_path / "maps", samples=2, score=True)
+    (row,) = figures_of(tmp_path / "maps")["scans"]
+    mean = [read(tmp_path / "maps" / f"{row['scan']}_mean_{value}.nii.gz") for value in (1, 2)]
+    answers_one = (mean[0] > mean[1]) & (2 * mean[0] + mean[1] > 1)
+    assert row["scan"].startswith("p1") and row["wrong"] == pytest.approx(1 - answers_one.mean())
 
 
-def test_one_label_for_two_scans_is_refused(tmp_path, bundle):
-    for name in ("a_image", "a_raw"):
-        save_nifti(tmp_path / "scans" / f"{name}.nii", noise())
-    label(tmp_path / "truth" / "a_seg.nii")
-    with pytest.raises(PairingError, match=r"a_seg\.nii: would be the label of a_image and of a_raw; name each"):
-        uncertainty(tmp_path / "scans", bundle, tmp_path / "maps", labels=tmp_path / "truth")
-    label(tmp_path / "truth" / "a_raw_seg.nii")
-    uncertainty(tmp_path / "scans", bundle, tmp_path / "maps", samples=2, labels=tmp_path / "truth")
-    assert None not in wrong_of(tmp_path / "maps").values()
-
-
-@pytest.mark.parametrize(
-    ("scan", "truth", "source", "labels"),
-    [
-        ("imagesTs/a_0000.nii", "labelsTs/a.nii", "imagesTs", "labelsTs"),
-        ("imagesTs/a_0000.nii", "labelsTs/a.nii", ".", "."),
-        ("a_img.nii", "a_seg.nii", ".", "."),
-        ("scans/a_image.nii", "truth/a_seg.nii", "scans", "truth"),
-        ("a.nii", "a_seg.nii", ".", "."),
-        ("p/image.nii", "p/label.nii", ".", "."),
-        ("scans/p/a.nii", "truth/a.nii", "scans", "."),
-        ("all/p/a.nii", "all/truth/a.nii", "all/p", "all/truth"),
-    ],
-)
-def test_names_of_scans_and_labels(tmp_path, bundle, scan, truth, source, labels):
-    save_nifti(tmp_path / "data" / scan, noise())
-    label(tmp_path / "data" / truth, 1)
-    data = tmp_path / "data"
-    uncertainty(data / source, bundle, tmp_path / "maps", samples=2, labels=data / labels)
-    told = figures_of(tmp_path / "maps")
-    assert told["scored"] == len(told["scans"]) == 1 and told["scans"][0]["wrong"] > 0
-
-
-def test_channels_and_series_have_the_label_of_their_case(tmp_path, bundle):
+def test_channels_are_one_case(tmp_path, bundle):
     channels = [{"name": "t1", "suffix": "_0000"}, {"name": "t2", "suffix": "_0001"}]
     two = with_dropout(unet_bundle(tmp_path / "two", channels=channels))
     for suffix in ("_0000", "_0001"):
-        save_nifti(tmp_path / "scans" / f"a{suffix}.nii", noise())
-    label(tmp_path / "scans" / "a_seg.nii")
-    uncertainty(tmp_path / "scans", two, tmp_path / "maps", samples=2, labels=tmp_path / "scans")
-    assert wrong_of(tmp_path / "maps")["a"] is not None
-    write_series(tmp_path / "dicom" / "patient" / "t1", noise(3), AFFINES["oblique"])
-    truth = save_nifti(tmp_path / "truth" / "patient.nii", np.zeros((9, 8, 7), np.uint8), AFFINES["oblique"])
-    uncertainty(tmp_path / "dicom", bundle, tmp_path / "volumes", samples=2, labels=truth.parent)
-    (row,) = figures_of(tmp_path / "volumes")["scans"]
-    assert row["scan"] == "patient/t1" and row["wrong"] > 0
-
-
-def test_a_scan_or_a_mask_of_fewscan_is_no_label(tmp_path, bundle):
-    for name in ("x/a.nii", "y/a.nii"):
-        save_nifti(tmp_path / name, noise())
-    with pytest.raises(PairingError, match="no label file"):  # y/a is an image, though it is left out
-        uncertainty(tmp_path, bundle, tmp_path / "maps", labels=tmp_path, include=["x/*"])
-    label(tmp_path / "masks" / "x" / "a_seg.nii")
-    (tmp_path / "masks" / "fewscan.json").write_text("{}")
-    with pytest.raises(PairingError, match="no label file"):
-        uncertainty(tmp_path, bundle, tmp_path / "maps", labels=tmp_path)
+        save_nifti(tmp_path / "data" / "imagesTr" / f"a{suffix}.nii", noise())
+    label(tmp_path / "data" / "labelsTr" / "a.nii")
+    listing = {"channel_names": {"0": "t1", "1": "t2"}, "labels": {"background": 0, "one": 1, "two": 2}}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({**listing, "file_ending": ".nii", "numTraining": 1}))
+    uncertainty(tmp_path / "data", two, tmp_path / "maps", samples=2, score=True)
+    told = figures_of(tmp_path / "maps")
+    assert told["scored"] == len(told["scans"]) == 1 and told["scans"][0]["wrong"] > 0
 
 
 # What goes wrong.
@@ -331,28 +255,37 @@ def test_dropout_that_came_after_the_training_is_refused(tmp_path, bundle):
     assert uncertainty(tmp_path / "scans", late, tmp_path / "maps", samples=2).exit_code == 0
 
 
-def test_one_bad_scan_or_label_does_not_stop_the_others(tmp_path, bundle, capsys):
-    for number, name in enumerate("abc"):
+def test_one_bad_scan_does_not_stop_the_others(tmp_path, bundle, capsys):
+    for number, name in enumerate("ab"):
         save_nifti(tmp_path / "scans" / f"{name}.nii", noise(number))
     broken = noise(5).astype(np.float32)
     broken[1, 2, 3] = np.nan
     save_nifti(tmp_path / "scans" / "d.nii", broken)
     (tmp_path / "scans" / "e.nii").write_bytes(b"no scan")
     (tmp_path / "scans" / "notes.txt").write_text("no image")
-    save_nifti(tmp_path / "truth" / "a.nii", np.ones((9, 8, 7), np.uint8))
-    save_nifti(tmp_path / "truth" / "b.nii", np.ones((9, 8, 6), np.uint8))
-    arguments = ["--bundle", str(bundle), "--output", str(tmp_path / "maps"), "--labels", str(tmp_path / "truth")]
-    assert main(["uncertainty", str(tmp_path / "scans"), "--samples", "2", *arguments]) == 2
-    told = capsys.readouterr().out
-    assert "2 scan(s) mapped, 3 failed, 1 other file(s) left out" in told and "auc: " in told
-    assert "figures over 1 of 5 scans" in told and figures_of(tmp_path / "maps")["scored"] == 1
+    arguments = ["--bundle", str(bundle), "--output", str(tmp_path / "maps"), "--samples", "2"]
+    assert main(["uncertainty", str(tmp_path / "scans"), *arguments]) == 2
+    assert "2 scan(s) mapped, 2 failed, 1 other file(s) left out" in capsys.readouterr().out
     left_out = [{"path": str(tmp_path / "scans" / "notes.txt"), "reason": "not an image"}]
     assert figures_of(tmp_path / "maps")["left_out"] == left_out
     reasons = [row["reason"] for row in figures_of(tmp_path / "maps")["scans"] if row["status"] == "failed"]
-    for words in ("e.nii", "b.nii (label of", "d.nii: 1 of 504 values are not finite"):
+    for words in ("e.nii", "d.nii: 1 of 504 values are not finite"):
         assert any(words in reason for reason in reasons), words
-    assert (tmp_path / "maps" / "c_variance.nii.gz").exists() and not (tmp_path / "maps" / "b_variance.nii.gz").exists()
+    assert (tmp_path / "maps" / "b_variance.nii.gz").exists() and not (tmp_path / "maps" / "d_variance.nii.gz").exists()
     assert not [name for name in files_below(tmp_path / "maps") if name.startswith(".")]
+
+
+def test_one_bad_label_does_not_stop_the_others(tmp_path, bundle, capsys):
+    for name in "ab":
+        save_nifti(tmp_path / "data" / "images" / f"{name}.nii", noise())
+    label(tmp_path / "data" / "labels" / "a.nii", 1)
+    save_nifti(tmp_path / "data" / "labels" / "b.nii", np.ones((9, 8, 6), np.uint8))
+    arguments = ["--bundle", str(bundle), "--output", str(tmp_path / "maps"), "--samples", "2", "--score"]
+    assert main(["uncertainty", str(tmp_path / "data"), *arguments]) == 2
+    told = capsys.readouterr().out
+    assert "auc: " in told and "figures over 1 of 2 scans" in told and "b.nii (label of" in told
+    assert figures_of(tmp_path / "maps")["scored"] == 1
+    assert not (tmp_path / "maps" / "b_variance.nii.gz").exists()
 
 
 def test_files_of_others_are_never_replaced(tmp_path, bundle):
@@ -428,20 +361,10 @@ def test_an_interrupted_run_says_so_and_keeps_what_is_done(tmp_path, bundle, cap
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("labels", "error", "words"),
-    [
-        (["b.nii"], PairingError, "no label file has the name of a scan, such as a"),
-        (["x/a.nii", "y/a_seg.nii"], PairingError, "two labels for a"),
-        (None, PairingError, "is no folder"),
-    ],
-)
-def test_labels_that_do_not_fit_are_said_before_anything_is_sampled(tmp_path, bundle, labels, error, words):
+def test_scores_without_any_label_are_refused_before_anything_is_sampled(tmp_path, bundle):
     save_nifti(tmp_path / "scans" / "a.nii", noise())
-    for name in labels or ():
-        save_nifti(tmp_path / "truth" / name, np.zeros((9, 8, 7), np.uint8))
-    with pytest.raises(error, match=words):
-        uncertainty(tmp_path / "scans", bundle, tmp_path / "maps", labels=tmp_path / "truth")
+    with pytest.raises(PairingError, match="no image with a label"):
+        uncertainty(tmp_path / "scans", bundle, tmp_path / "maps", score=True)
     assert not (tmp_path / "maps").exists()
 
 

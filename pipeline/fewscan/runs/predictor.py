@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fewscan.bundle import provenance, read_json, refuse_markup
-from fewscan.errors import BundleError, FewscanError, ours
+from fewscan.errors import BundleError, FewscanError, first_line, ours
 from fewscan.scans import Scan
 from fewscan.scans.reader import image_paths
 
@@ -111,13 +111,6 @@ def _device(wanted: str | torch.device) -> torch.device:
             f"the device {wanted} cannot be used ({first_line(problem)}); choose --device cpu, or cuda:0 with a GPU"
         ) from problem
     return device
-
-
-def first_line(problem: BaseException) -> str:
-    """Type and first line of the cause that MONAI wrapped."""
-    while problem.__cause__ is not None:
-        problem = problem.__cause__
-    return f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0]}"
 
 
 def _seed(training: Path) -> int | None:

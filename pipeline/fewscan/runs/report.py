@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fewscan.errors import FewscanError, first_line, ours
 from fewscan.files import replace_when_complete
 from fewscan.scans import Skipped
 
@@ -35,6 +36,17 @@ class Report:
         if self.interrupted or not any(row["status"] in ("done", "done before", "planned") for row in self.rows):
             return 1
         return 2 if self.failed else 0
+
+
+def failed_row(name: str, problem: Exception, output: Path) -> dict[str, Any]:
+    """The row of a scan that something kept from being done, with the reason in one line."""
+    if isinstance(problem, FewscanError):
+        reason = str(problem)
+    elif isinstance(problem, OSError):
+        reason = f"{name}: {problem.strerror or problem} ({problem.filename or output})"
+    else:
+        reason = str(ours(problem) or f"{name}: {first_line(problem)}")
+    return {"scan": name, "status": "failed", "reason": reason}
 
 
 def write_report(folder: Path, report: Report, header: Mapping[str, Any]) -> None:

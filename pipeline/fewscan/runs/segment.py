@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fewscan.errors import BundleError, FewscanError, ours
+from fewscan.errors import BundleError, FewscanError, first_line
 from fewscan.files import replace_when_complete
 from fewscan.labels import LabelTable
 from fewscan.masks import FORMATS, check_format, default_format, write_mask, write_overlay
 from fewscan.runs.ledger import Ledger
-from fewscan.runs.predictor import Predictor, first_line, read_settings
-from fewscan.runs.report import Report, write_report
+from fewscan.runs.predictor import Predictor, read_settings
+from fewscan.runs.report import Report, failed_row, write_report
 from fewscan.scans import Scan, Skipped, find_scans
 from fewscan.scans.find import refuse_equal_names
 
@@ -140,15 +140,8 @@ def _one(
         for path in former:
             path.unlink()
         return {**_row(receipt), "status": "done"}
-    except KeyboardInterrupt:
-        raise
-    except FewscanError as problem:
-        reason = str(problem)
-    except OSError as problem:
-        reason = f"{scan.name}: {problem.strerror or problem} ({problem.filename or ledger.output})"
     except Exception as problem:  # whatever it is, the other scans go on
-        reason = str(ours(problem) or f"{scan.name}: {first_line(problem)}")
-    return {"scan": scan.name, "status": "failed", "reason": reason}
+        return failed_row(scan.name, problem, ledger.output)
 
 
 def _sweep(stem: Path) -> None:

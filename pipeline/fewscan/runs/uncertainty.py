@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fewscan.bundle import read_json
-from fewscan.errors import BundleError, FewscanError, LabelError, PairingError, ours
+from fewscan.errors import BundleError, FewscanError, LabelError
 from fewscan.files import replace_when_complete
 from fewscan.labels import LabelTable
 from fewscan.masks.maps import write_map
@@ -25,12 +24,11 @@ from fewscan.masks.overlay import write_side_by_side
 from fewscan.metrics.detection import detection_auc, share_found
 from fewscan.network_grid import to_scan_grid
 from fewscan.networks.sampling import dropout_layers, dropout_on, mean_and_variance
-from fewscan.runs.predictor import Predictor, first_line, read_settings
-from fewscan.runs.report import Report
-from fewscan.scans import Scan, Skipped, find_scans, match_grid, read_label
-from fewscan.scans.content import Content
-from fewscan.scans.find import MARKER, Found, refuse_equal_names
-from fewscan.scans.names import format_of, image_key, is_label_name, label_key, stem_of
+from fewscan.runs.predictor import Predictor, read_settings
+from fewscan.runs.report import Report, failed_row
+from fewscan.scans import Case, Scan, Skipped, find_cases, find_scans, match_grid, open_scan, read_label
+from fewscan.scans.find import MARKER, refuse_equal_names
+from fewscan.training.material import name_structures
 from fewscan.transforms import scan_grid
 
 FIGURES = (
@@ -46,7 +44,7 @@ def uncertainty(
     *,
     samples: int = 20,
     seed: int = 0,
-    labels: Path | None = None,
+    score: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     device: str | None = None,
@@ -80,8 +78,8 @@ def uncertainty(
             first, those of scans that take no part now too.
         samples: passes of the network, at least 2.
         seed: of the dropout, the same for every scan: a scan's maps do not depend on the other scans.
-        labels: folder with label files named as the scans (`x.png`, `x_seg.nii.gz`), in the same tree, or in any where
-            no two scans have one name; it may be the folder of the scans.
+        score: take the labelled scans alone, and say whether errors are where the variance is. `source` then holds
+            images and labels, paired by the rules of `plan` (`fewscan.scans.find_cases`), or is a MONAI datalist.
         include, exclude: patterns on the scan's path or file name.
         device: for example "cpu" or "cuda:1"; None takes the bundle's own choice.
 
@@ -92,26 +90,32 @@ def uncertainty(
         raise FewscanError(f"--samples has to be at least 2, not {samples}: one sample has no variance")
     settings = read_settings(bundle)
     table = LabelTable.from_json(settings["labels"])
-    found = find_scans(source, settings["channels"], include, exclude, output)
-    failed = [item.reason for item in found.skipped if item.failed]
-    if not found.scans:
+    case_of: dict[Scan, Case] = {}
+    training = bundle / "configs" / "train.json"
+    merged = training.exists() and bool(read_json(training).get("merge_masks"))
+    if score:
+        case_of, skipped, failed = _find_labelled(source, merged, settings, include, exclude)
+        scans = list(case_of)
+    else:
+        found = find_scans(source, settings["channels"], include, exclude, output)
+        scans, skipped = list(found.scans), list(found.skipped)
+        failed = [item.reason for item in skipped if item.failed]
+    if not scans:
         raise FewscanError(failed[0] if failed else f"{source}: holds no scan that can be used")
-    refuse_equal_names(found.scans)
-    label_of = {} if labels is None else _labels_of(found, source, labels)
-    merged = labels is not None and _is_merged(bundle)
+    refuse_equal_names(scans)
     predictor = Predictor(bundle, device)
     _refuse_without_dropout(predictor, bundle)
     spec = {**predictor.spec, "samples": samples, "dropout_seed": seed}
     _open(output, spec)
     _remove_former(output)
     run = _Run(predictor, table, output, samples, seed, merged)
-    report = Report(skipped=found.skipped)
+    report = Report(skipped=skipped)
     report.rows += [{"scan": "", "status": "failed", "reason": reason} for reason in failed]
-    bar = tqdm(total=len(found.scans) * samples, unit="pass", smoothing=0.1)
+    bar = tqdm(total=len(scans) * samples, unit="pass", smoothing=0.1)
     try:
-        for number, scan in enumerate(found.scans, start=1):
+        for number, scan in enumerate(scans, start=1):
             bar.set_postfix_str(scan.name)
-            report.rows.append(_one(scan, label_of.get(scan), run, bar.update))
+            report.rows.append(_one(scan, case_of.get(scan), run, bar.update))
             bar.update(number * samples - bar.n)  # a scan that failed leaves passes out
             _publish(output, spec, report)  # a run that is killed leaves no maps that the next one does not know
     except KeyboardInterrupt:
@@ -145,27 +149,20 @@ class _Run:
     merged: bool
 
 
-def _one(scan: Scan, label: Path | None, run: _Run, after_each: Callable[[], object]) -> dict[str, Any]:
+def _one(scan: Scan, case: Case | None, run: _Run, after_each: Callable[[], object]) -> dict[str, Any]:
     """The maps and figures of one scan, or why there are none; a row of the report."""
     try:
-        return {"scan": scan.name, "status": "done", **_mapped(scan, label, run, after_each)}
-    except KeyboardInterrupt:
-        raise
-    except FewscanError as problem:
-        reason = str(problem)
-    except OSError as problem:
-        reason = f"{scan.name}: {problem.strerror or problem} ({problem.filename or run.output})"
+        return {"scan": scan.name, "status": "done", **_mapped(scan, case, run, after_each)}
     except Exception as problem:  # whatever it is, the other scans go on
-        reason = str(ours(problem) or f"{scan.name}: {first_line(problem)}")
-    return {"scan": scan.name, "status": "failed", "reason": reason}
+        return failed_row(scan.name, problem, run.output)
 
 
-def _mapped(scan: Scan, label: Path | None, run: _Run, after_each: Callable[[], object]) -> dict[str, Any]:
+def _mapped(scan: Scan, case: Case | None, run: _Run, after_each: Callable[[], object]) -> dict[str, Any]:
     """Write the files of one scan, all or none; their names and its figures."""
     truth = None
-    if label is not None:  # first, for it fails sooner than the sampling
-        truth, grid = read_label([label], run.table, merged=run.merged)
-        truth = match_grid(truth, grid, scan.grid, f"{label} (label of {scan.files[0]})")
+    if case is not None:  # first, for it fails sooner than the sampling
+        truth, grid = read_label(case.label, run.table, case.structures, run.merged)
+        truth = match_grid(truth, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
     mean, variance = _sampled(scan, run, after_each)
     answer = mean.argmax(axis=0)
     stem, several = f"{run.output / scan.name}", len(run.table) > 1
@@ -244,131 +241,21 @@ def _draw(
         write_side_by_side(panels, scan.grid, temporary, title, cuts_by=values)
 
 
-Place = tuple[str, str]
-"""A folder below the root, `` for the root itself, and a name in it without suffix."""
-
-
-def _labels_of(found: Found, source: Path, folder: Path) -> dict[Scan, Path]:
-    """The label file of each scan that has one; words that say label (`x_seg`) count for nothing.
-
-    First by its place: the scan's own path, below `folder` as below `source`; then the same without what says image
-    (`x_image`, nnU-Net's `x_0000`). Only then by the name alone, if no other scan has that name, and the file is at the
-    place of no other and in the folder of no other: patients' files are often named alike.
-
-    Raises PairingError where two files would do for a scan, one file for two scans, or none fits any.
-    """
-    if not folder.is_dir():
-        raise PairingError(f"{folder}: is no folder; give --labels the folder that holds the label files")
-    files = _label_files(found.scans, source, folder)
-    by_place: dict[Place, list[Path]] = {}
-    by_name: dict[str, list[Path]] = {}
-    for file in files:
-        stem = stem_of(file)
-        for name in dict.fromkeys([stem, label_key(stem)]):
-            by_place.setdefault((_below(file, folder), name), []).append(file)
-            if name:
-                by_name.setdefault(name, []).append(file)
-    places = _places(found, source, {file.resolve() for file in files})
-
-    fitting: dict[Scan | Skipped, list[Path]] = {}
-    for wanted in (slice(1), slice(1, None)):
-        taken = {file for some in fitting.values() for file in some}
-        for one in places.keys() - fitting.keys():
-            at = [file for place in places[one][wanted] for file in by_place.get(place, ()) if file not in taken]
-            if at:
-                fitting[one] = list(dict.fromkeys(at))
-
-    taken = {file for some in fitting.values() for file in some}
-    folders = {its[0][0] for its in places.values()} - {""}
-    owners = Counter(
-        name
-        for one, its in places.items()
-        if isinstance(one, Scan) or one.failed  # what was excluded leaves its name to the others
-        for name in {name for _, name in its}
-    )
-    doubt = ""
-    for scan in found.scans:
-        elsewhere = folders - {places[scan][0][0]}
-        for _, name in places[scan] if scan not in fitting else ():
-            named = [f for f in by_name.get(name, ()) if f not in taken and _below(f, folder) not in elsewhere]
-            if named and owners[name] == 1:
-                fitting[scan] = named
-                break
-            if named:
-                doubt = f"; {named[0].name} could be of {owners[name]} scans: put it in a folder like its scan's"
-
-    labels: dict[Scan, Path] = {}
-    served: dict[Path, Scan] = {}
-    for scan in found.scans:
-        if scan not in fitting:
-            continue
-        first, *more = fitting[scan]
-        if more:
-            raise PairingError(f"{first} and {more[0]}: two labels for {scan.name}; leave one in the folder")
-        if (other := served.setdefault(first, scan)) is not scan:
-            raise PairingError(
-                f"{first}: would be the label of {other.name} and of {scan.name}; name each label as its scan, or "
-                "leave one of them out (--exclude)"
-            )
-        labels[scan] = first
-    if not labels:
-        raise PairingError(
-            f"{folder}: no label file has the name of a scan, such as {found.scans[0].name}{doubt}; name them alike, "
-            "or leave --labels out"
-        )
-    return labels
-
-
-def _label_files(scans: Sequence[Scan], source: Path, folder: Path) -> list[Path]:
-    """What can be a label in a folder: no scan, no mask that fewscan made, and among the scans only what says label."""
-    content = Content.of(folder, (), ())
-    root, home = folder.resolve(), source.resolve()
-    own = {file.resolve() for scan in scans for file in scan.files}
-    around = source.is_dir() and home.is_relative_to(root)
-
-    def among_scans(file: Path) -> bool:
-        inside = around and (root / file.relative_to(folder)).is_relative_to(home)
-        return inside and not is_label_name(file) and content.label_folder(file) is None
-
-    images = [file for file in content.entries if format_of(file) is not None]  # a DICOM folder is no label
-    return [file for file in images if file.resolve() not in own and not among_scans(file)]
-
-
-def _places(found: Found, source: Path, labels: set[Path]) -> dict[Scan | Skipped, list[Place]]:
-    """Where the label of each scan is sought, and that of each image that is left out; its own path is the first."""
-    root = source if source.is_dir() else source.parent
-    places: dict[Scan | Skipped, list[Place]] = {}
-    for scan in found.scans:
-        below, _, last = scan.name.rpartition("/")
-        places[scan] = _without_words(below, last)
-        if scan.format == "dicom" and below:  # a series in its patient's folder
-            above, _, patient = below.rpartition("/")
-            places[scan].append((above, patient))
-    for item in found.skipped:
-        image = format_of(item.path) not in (None, "dicom", "seg") and not is_label_name(item.path)
-        if image and item.path.resolve() not in labels:
-            places[item] = _without_words(_below(item.path, root), stem_of(item.path))
-    return places
-
-
-def _without_words(below: str, stem: str) -> list[Place]:
-    bare = stem.removesuffix("_0000")
-    return [(below, name) for name in dict.fromkeys([stem, bare, image_key(stem), image_key(bare)])]
-
-
-def _below(file: Path, root: Path) -> str:
-    """The file's folder below the root; `` for the root itself."""
-    folder = file.relative_to(root).parent.as_posix()
-    return "" if folder == "." else folder
-
-
-def _is_merged(bundle: Path) -> bool:
-    """Whether everything above 0 in a label is one class, as in the bundle's training."""
-    file = bundle / "configs" / "train.json"
-    training = read_json(file) if file.exists() else {}
-    if training.get("structures"):
-        raise BundleError(f"{file}: labels are one file a structure, which are not scored here; leave --labels out")
-    return bool(training.get("merge_masks"))
+def _find_labelled(
+    source: Path, merged: bool, settings: Mapping[str, Any], include: Sequence[str], exclude: Sequence[str]
+) -> tuple[dict[Scan, Case], list[Skipped], list[str]]:
+    """The labelled scans, paired by the rules of `plan`; what was skipped; and why some cases cannot be used."""
+    name = next(iter(LabelTable.from_json(settings["labels"]))).name if merged else None
+    found = find_cases(source, include=include, exclude=exclude, merge_masks=name)
+    cases, _, failed = name_structures(found)
+    reasons = [reason for _, reason in failed]
+    labelled: dict[Scan, Case] = {}
+    for case in cases.cases:
+        try:
+            labelled[open_scan(case.image, settings["channels"], case.name)] = case
+        except FewscanError as problem:
+            reasons.append(str(problem))
+    return labelled, list(found.skipped), reasons
 
 
 def _refuse_without_dropout(predictor: Predictor, bundle: Path) -> None:
