@@ -65,11 +65,43 @@ def test_three_axes_are_the_sum_of_interpolated_scores_too():
     torch.testing.assert_close(network(x), by_interpolation(network, x), rtol=1e-6, atol=1e-6)
 
 
+def by_crops(network, x, variant):
+    """The faithful mode by the published numbers: 100 zeros, incomplete cells kept, crops of 5, 9 and 31, 27 or 19."""
+    size, padding, pools = x.shape[2:], 100, []
+    for stage in network.encoder.stages:
+        for layer in stage:
+            if isinstance(layer, nn.Conv2d):
+                x = torch.relu(functional.conv2d(x, layer.weight, layer.bias, padding=padding))
+                padding = 1
+        x = functional.max_pool2d(x, 2, 2, ceil_mode=True)
+        pools.append(x)
+
+    def up(score, factor):
+        middle = (torch.arange(2 * factor, dtype=score.dtype) - (factor - 0.5)).abs()
+        kernel = torch.outer(1 - middle / factor, 1 - middle / factor).expand(score.shape[1], 1, -1, -1)
+        return functional.conv_transpose2d(score, kernel, stride=factor, groups=score.shape[1])
+
+    def cropped(score, start, like):
+        return score[:, :, start : start + like[0], start : start + like[1]]
+
+    score = network.score(
+        torch.relu(network.fc7(torch.relu(functional.conv2d(x, network.fc6.weight, network.fc6.bias))))
+    )
+    for pooled, layer, crop in ((pools[3], network.score_pool4, 5), (pools[2], network.score_pool3, 9)):
+        if layer is not None:
+            score = up(score, 2)
+            score = score + cropped(layer(pooled), crop, score.shape[2:])
+    factor, crop = {"32s": (32, 19), "16s": (16, 27), "8s": (8, 31)}[variant]
+    return cropped(up(score, factor), crop, size)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_faithful_mode_takes_every_size_too(variant):
-    network = FCN(2, 1, 2, variant, mode="faithful", widths=(1, 1, 1, 1, 1), fc_width=2).eval()
+    torch.manual_seed(0)
+    network = randomise(FCN(2, 1, 2, variant, mode="faithful", widths=(2, 2, 2, 2, 2), fc_width=4))
     for n in range(1, 131, 7):
-        assert network(torch.rand(1, 1, n, 131 - n)).shape == (1, 2, n, 131 - n)
+        x = torch.rand(1, 1, n, 131 - n, dtype=torch.double)
+        torch.testing.assert_close(network(x), by_crops(network, x, variant), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["practical", "faithful"])
