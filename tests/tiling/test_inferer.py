@@ -34,3 +34,32 @@ def test_without_a_patch_the_tile_is_one():
 def test_a_missing_or_unfit_patch_is_refused(patch):
     with pytest.raises(ValueError, match="give the inferer the `patch` of its training, 3 numbers, not"):
         OverlapTileInferer(3, patch=patch)(torch.rand(1, 1, 16, 16, 16), network("instance"))
+
+
+@pytest.mark.parametrize("dims, symmetry", [(2, "mirror"), (2, "square"), (3, "mirror")])
+def test_the_mean_over_copies_is_that_of_the_turned_images_and_turns_with_the_image(dims, symmetry):
+    torch.manual_seed(1)
+    net = UNet(dims, 1, 2, (4, 8), norm="batch").double().eval()
+    image = torch.rand(1, 1, *(11, 18, 13)[:dims]).double()
+    single, inferer = OverlapTileInferer(dims), OverlapTileInferer(dims, symmetry=symmetry)
+    axes = [[axis for axis in range(dims) if copy >> axis & 1] for copy in range(2**dims)]
+    with torch.no_grad():
+        copies = []
+        for flip in ([2 + axis for axis in chosen] for chosen in axes):
+            copies.append(single(image.flip(flip), net).flip(flip))
+            if symmetry == "square":
+                turned = image.flip(flip).rot90(1, (2, 3))
+                copies.append(single(turned, net).rot90(-1, (2, 3)).flip(flip))
+        answer = inferer(image, net)
+        torch.testing.assert_close(answer, torch.stack(copies).mean(0), rtol=0, atol=1e-12)
+        assert not torch.allclose(answer, single(image, net), atol=1e-6)
+        torch.testing.assert_close(inferer(image.flip(2), net), answer.flip(2), rtol=0, atol=1e-12)
+        if symmetry == "square":
+            torch.testing.assert_close(
+                inferer(image.rot90(1, (2, 3)), net), answer.rot90(1, (2, 3)), rtol=0, atol=1e-12
+            )
+
+
+def test_quarter_turns_are_of_the_plane():
+    with pytest.raises(ValueError, match="'square' in 2D"):
+        OverlapTileInferer(3, symmetry="square")

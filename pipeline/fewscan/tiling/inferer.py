@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from fewscan.tiling.tiles import Tile, blend_tiles, exact_tiles, mirror, valid_t
 
 DEFAULT_TILE = {2: 1024, 3: 160}
 """Largest tile along each axis: about 2 GB for a 3D U-Net of base width 16, less in 2D."""
+SYMMETRIES = ("none", "mirror", "square")
 
 
 class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
@@ -37,6 +39,9 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             they look, and only for these; None takes `tile`, and one of both has to be given.
         batch: tiles given to the network at once.
         overlap: 0 up to but not 1, fraction of a patch shared with its neighbour, where patches are blended.
+        symmetry: what images may be turned by without a change of meaning; the logits of all these copies, turned
+            back, are averaged. "none", "mirror" (each axis of the network: 4 copies in 2D, 8 in 3D) or, in 2D,
+            "square" (quarter turns as well: 8 copies). Only right for a network that was trained with them.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
         batch: int = 1,
         overlap: float = 0.5,
         patch: Sequence[int] | None = None,
+        symmetry: str = "none",
     ) -> None:
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims has to be 2 or 3, not {spatial_dims}")
@@ -53,7 +59,10 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             raise ValueError(f"tile {list(tile)} has {len(tile)} axes, but the network works on {spatial_dims}")
         if not 0 <= overlap < 1:
             raise ValueError(f"overlap has to be at least 0 and less than 1, not {overlap}")
+        if symmetry not in SYMMETRIES or (symmetry == "square" and spatial_dims != 2):
+            raise ValueError(f"symmetry has to be one of {', '.join(SYMMETRIES)} ('square' in 2D), not {symmetry!r}")
         self.spatial_dims, self.tile, self.batch, self.overlap, self.patch = spatial_dims, tile, batch, overlap, patch
+        self.symmetry = symmetry
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Logits (N, classes, *spatial) of `inputs` (N, C, *spatial), on the device of `inputs`."""
@@ -68,13 +77,30 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             return network(tiles, *args, **kwargs)
 
         if extra == 0:
-            logits = torch.stack([self._predict(image, ask, network) for image in volume])
+            logits = torch.stack([self._average(image, ask, network) for image in volume])
         else:
             slices = volume.unbind(-1)
-            logits = torch.stack([torch.stack([self._predict(i, ask, network) for i in s]) for s in slices], dim=-1)
+            logits = torch.stack([torch.stack([self._average(i, ask, network) for i in s]) for s in slices], dim=-1)
         if isinstance(inputs, MetaTensor):
             logits = convert_to_dst_type(logits, MetaTensor([]).copy_meta_from(inputs, copy_attr=False))[0]
         return logits
+
+    def _average(self, image: Tensor, ask: Callable[[Tensor], Tensor], network: Any) -> Tensor:
+        """(C, *spatial) -> (classes, *spatial), the mean over the copies of the symmetry."""
+        if self.symmetry == "none":
+            return self._predict(image, ask, network)
+        spatial = range(1, image.ndim)
+        mirrored = [m for n in range(image.ndim) for m in itertools.combinations(spatial, n)]
+        swapped = (False, True) if self.symmetry == "square" else (False,)
+        total: Tensor | None = None
+        for flip, swap in itertools.product(mirrored, swapped):
+            turned = image.flip(flip)
+            turned = turned.transpose(1, 2) if swap else turned
+            logits = self._predict(turned, ask, network)
+            logits = (logits.transpose(1, 2) if swap else logits).flip(flip)
+            total = logits if total is None else total + logits
+        assert total is not None
+        return total / (len(mirrored) * len(swapped))
 
     def _predict(self, image: Tensor, ask: Callable[[Tensor], Tensor], network: Any) -> Tensor:
         """(C, *spatial) -> (classes, *spatial)."""
