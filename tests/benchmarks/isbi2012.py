@@ -2,8 +2,9 @@
 
     python tests/benchmarks/isbi2012.py IMAGES LABELS BUNDLE [BUNDLE ...] --include '1[5-9].png'
 
-Sections are PNG files of equal names; in the labels 255 is inside, 0 membrane. Prints a table, a line a bundle, and one
-for no learning at all (everything inside).
+Sections are PNG files of equal names; in the labels 255 is inside, 0 membrane. Instead of a bundle a folder of
+probabilities may be given, `NAME.npy` (column, row), as `nnunet.py` writes them. Prints a table, a line for each, and
+one for no learning at all (everything inside). `differ` is the share of pixels on the wrong side of 0.5.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     files = [file for file in sorted(options.images.glob("*.png")) if fnmatch(file.name, options.include)]
     truth = np.stack([np.asarray(Image.open(options.labels / file.name)).T > 0 for file in files], axis=-1)
-    print("| | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    print("| | " + " | ".join(COLUMNS) + " | differ |\n" + "|---" * (len(COLUMNS) + 2) + "|")
     for bundle in options.bundles:
         show(str(bundle), inside(bundle, files), truth)
     show("no learning", np.ones(truth.shape), truth)
@@ -41,6 +42,8 @@ def main() -> None:
 
 def inside(bundle: Path, files: list[Path]) -> np.ndarray:
     """(column, row, section) probabilities of the last label, "inside", 0 to 1."""
+    if not (bundle / "configs").is_dir():
+        return np.stack([np.load(bundle / f"{file.stem}.npy") for file in files], axis=-1).astype(np.float64)
     predictor, settings = Predictor(bundle), read_settings(bundle)
     maps = []
     for file in files:
@@ -55,7 +58,8 @@ def inside(bundle: Path, files: list[Path]) -> np.ndarray:
 def show(name: str, probability: np.ndarray, truth: np.ndarray) -> None:
     """One line of the table."""
     scores = score_isbi2012(probability, truth.astype(np.uint8))
-    print(f"| {name} | " + " | ".join(f"{getattr(scores, column):.4f}" for column in COLUMNS) + " |", flush=True)
+    shown = [*(getattr(scores, column) for column in COLUMNS), ((probability > 0.5) != truth).mean()]
+    print(f"| {name} | " + " | ".join(f"{score:.4f}" for score in shown) + " |", flush=True)
 
 
 if __name__ == "__main__":
