@@ -1,4 +1,4 @@
-"""Elastic deformation against SciPy and elasticdeform; image and label bend together."""
+"""Elastic and affine deformation against SciPy, elasticdeform and closed forms; nothing folds; true in mm."""
 
 import numpy as np
 import pytest
@@ -6,34 +6,58 @@ import torch
 from scipy import ndimage
 
 from conftest import shared
-from fewscan.training.elastic import deform, dense_field, jacobian_determinant, random_coordinates
+from fewscan.training.elastic import SMALLEST_JACOBIAN, Deformation, RandomDeformation, dense_field, largest_share
+from fewscan.training.resample import resample
+
+STRONG = {"rotate_degrees": 40, "scale": (0.8, 1.2), "flip": True}
+
+
+def identity(shape):
+    return np.stack(np.meshgrid(*[np.arange(n, dtype=float) for n in shape], indexing="ij"))
+
+
+def jacobian(displacement):
+    """(axes, *shape) displacements -> (*shape) local change of volume, by finite differences in double precision."""
+    gradient = np.stack([np.stack(np.gradient(component)) for component in np.asarray(displacement, dtype=float)])
+    return np.linalg.det(np.moveaxis(gradient, (0, 1), (-2, -1)) + np.eye(len(displacement)))
 
 
 @pytest.mark.parametrize("shape", [(41, 64), (9, 17, 12)])
 @pytest.mark.parametrize("points", [2, 3, 5])
 def test_dense_field_is_scipys_cubic_zoom(shape, points):
-    coarse = np.random.default_rng(0).normal(size=(len(shape), *(points,) * len(shape)))
+    coarse = np.random.default_rng(0).normal(size=(2, len(shape), *(points,) * len(shape)))
     ours = dense_field(torch.from_numpy(coarse), shape)
     zoom = [n / points for n in shape]
-    theirs = np.stack([ndimage.zoom(c, zoom, order=3, mode="mirror", grid_mode=False) for c in coarse])
-    np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-12)
+    theirs = [[ndimage.zoom(c, zoom, order=3, mode="mirror", grid_mode=False) for c in item] for item in coarse]
+    np.testing.assert_allclose(ours.numpy(), np.array(theirs), atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["2d", "2d_512"])
 def test_equals_elasticdeform(case):
     file = np.load(shared("parity") / "elastic.npz")
     image, label = file[f"{case}.image"], file[f"{case}.label"]
-    field = dense_field(torch.from_numpy(file[f"{case}.disp_grid"].astype(np.float64)), image.shape)
-    places = torch.stack(torch.meshgrid(*[torch.arange(n).double() for n in image.shape], indexing="ij")) + field
+    points = torch.from_numpy(file[f"{case}.disp_grid"].astype(np.float32))
+    places = Deformation(torch.eye(2), points).coordinates(image.shape, [(n - 1) / 2 for n in image.shape])
     theirs = np.stack([file[f"{case}.src_y"], file[f"{case}.src_x"]])
     known = np.isfinite(theirs).all(axis=0)
     np.testing.assert_allclose(places.numpy()[:, known], theirs[:, known], atol=1e-3)
-    values = torch.from_numpy(label.astype(np.int64))
-    moved, classes = deform(torch.from_numpy(image)[None].float(), values, places.float())
-    inside = known & (classes.numpy() >= 0)
-    reach = np.abs(image).max()
-    assert np.abs(moved[0].numpy() - file[f"{case}.image_o1_mirror"])[inside].max() <= 1e-3 * reach
-    assert (classes.numpy() != file[f"{case}.label_o0_mirror"])[inside].mean() < 1e-3  # ties at half a voxel
+    arrays = [torch.from_numpy(array)[None, None] for array in (image, label)]
+    moved, classes = (result[0, 0].numpy() for result in resample(arrays, ["linear", "nearest"], places[None]))
+    inside = known & (classes >= 0)
+    assert np.abs(moved - file[f"{case}.image_o1_mirror"])[inside].max() <= 1e-3 * np.abs(image).max()
+    assert (classes != file[f"{case}.label_o0_mirror"])[inside].mean() < 1e-3  # ties at half a voxel
+
+
+@pytest.mark.parametrize("patch", [(33, 40), (17, 20, 12)])
+def test_turning_the_control_points_is_turning_the_dense_field(patch):
+    random = np.random.default_rng(5)
+    drawn = RandomDeformation(elastic_sd=2, **STRONG).draw(random, patch, [0.9, 0.8, 2.5][: len(patch)])
+    centre = [31.5, 20.0, 7.5][: len(patch)]
+    field = dense_field(drawn.points.double(), patch).numpy()
+    middle = np.reshape([(n - 1) / 2 for n in patch], (-1, *(1,) * len(patch)))
+    moved = np.tensordot(drawn.matrix.double().numpy(), identity(patch) - middle + field, 1)
+    wanted = moved + np.reshape(centre, middle.shape)
+    np.testing.assert_allclose(drawn.coordinates(patch, centre).numpy(), wanted, atol=2e-5)
 
 
 @pytest.mark.parametrize("patch", [(33, 40), (17, 20, 12)])
@@ -42,31 +66,39 @@ def test_image_and_label_bend_together(patch):
     random = np.random.default_rng(3)
     shape = tuple(2 * n for n in patch)
     label = torch.from_numpy((ndimage.gaussian_filter(random.normal(size=shape), 4) > 0).astype(np.int64))
-    options = {"elastic_sd": 2, "rotate_degrees": 40, "scale": (0.8, 1.2), "flip": True}
-    places = random_coordinates(random, patch, [n / 2 for n in shape], [1.0] * len(patch), **options)
-    moved, classes = deform(label[None].float(), label, places)
+    drawn = RandomDeformation(elastic_sd=2, **STRONG).draw(random, patch, [1.0] * len(patch))
+    places = drawn.coordinates(patch, [n / 2 for n in shape])
+    moved, classes = resample([label[None, None]] * 2, ["linear", "nearest"], places[None])
     known = classes >= 0
     edge = 0.5 ** len(patch)  # the nearest voxel has at least this weight in linear interpolation
-    clear = known & ((moved[0] < edge) | (moved[0] > 1 - edge))
+    clear = known & ((moved < edge) | (moved > 1 - edge))
     assert clear.float().mean() > 0.5
-    assert torch.equal(moved[0][clear].round().long(), classes[clear])
+    assert torch.equal(moved[clear].round().long(), classes[clear])
 
 
-def test_identity_crops_exactly_and_beyond_the_border_the_label_is_unknown():
-    image = torch.rand(2, 11, 9)
-    label = torch.arange(99).reshape(11, 9)
-    places = random_coordinates(np.random.default_rng(0), (5, 7), (1.0, 4.0), (1.0, 1.0))
-    moved, classes = deform(image, label, places)
-    torch.testing.assert_close(moved[:, 1:], image[:, :4, 1:8], rtol=0, atol=1e-6)
-    assert torch.equal(classes[1:], label[:4, 1:8]) and (classes[0] == -1).all()
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_turned_ramp_is_exact_up_to_the_patchs_border(axes):
+    """One resample from the source: a linear ramp stays linear everywhere, corners of the patch too.
+
+    A crop that is turned afterwards has no values there; a second interpolation would blur what is not linear.
+    """
+    shape, patch, slopes = (60, 50, 40)[:axes], (24, 20, 14)[:axes], np.array([0.5, -1.25, 2.0])[:axes]
+    volume = torch.from_numpy(np.tensordot(slopes, identity(shape), 1).astype(np.float32))
+    random = np.random.default_rng(1)
+    centre = [(n - 1) / 2 for n in shape]
+    for _ in range(3):
+        turn = RandomDeformation(rotate_degrees=180, scale=(0.9, 1.3)).draw(random, patch, [1.0] * axes)
+        middle = np.reshape([(n - 1) / 2 for n in patch], (-1, *(1,) * axes))
+        steps = np.tensordot(turn.matrix.double().numpy().T @ slopes, identity(patch) - middle, 1)
+        (moved,) = resample([volume[None, None]], ["linear"], turn.coordinates(patch, centre)[None])
+        np.testing.assert_allclose(moved[0, 0].numpy(), steps + slopes @ centre, atol=2e-4)  # of values up to 100
 
 
 def test_rotation_and_scale_are_true_in_mm():
     """A patch turned in anisotropic space: distances in mm between neighbours stay spacing / magnification."""
     spacing = np.array([0.9, 0.8, 2.5])
-    places = random_coordinates(
-        np.random.default_rng(1), (4, 5, 6), (20.0, 20.0, 20.0), spacing, rotate_degrees=90, scale=(1.25, 1.25)
-    ).numpy()
+    drawn = RandomDeformation(rotate_degrees=90, scale=(1.25, 1.25)).draw(np.random.default_rng(1), (4, 5, 6), spacing)
+    places = drawn.coordinates((4, 5, 6), (20.0, 20.0, 20.0)).numpy()
     mm = places * spacing[:, None, None, None]
     for axis in range(3):
         steps = np.linalg.norm(np.diff(mm, axis=axis + 1), axis=0)
@@ -74,19 +106,97 @@ def test_rotation_and_scale_are_true_in_mm():
     np.testing.assert_allclose(places.mean(axis=(1, 2, 3)), 20.0, atol=1e-4)
 
 
+def test_another_spacing_is_part_of_the_same_resample():
+    """From voxels of 0.5 x 2 mm to 1 x 1 mm: steps of 2 and half a voxel about the same centre."""
+    drawn = RandomDeformation().draw(np.random.default_rng(0), (5, 4), (0.5, 2.0), (1.0, 1.0))
+    places = drawn.coordinates((5, 4), (10.0, 6.0)).numpy()
+    np.testing.assert_allclose(places[0], np.repeat([[6.0], [8.0], [10.0], [12.0], [14.0]], 4, axis=1))
+    np.testing.assert_allclose(places[1], np.repeat([[5.25, 5.75, 6.25, 6.75]], 5, axis=0))
+
+
+def test_voxels_and_mm_say_the_same():
+    """At 0.5, 2 and 4 mm a voxel, 2 mm are 4, 1 and half a voxel; control points 32 mm apart follow the extent."""
+    patch, spacing = (65, 33, 17), (0.5, 2.0, 4.0)
+    small = {"elastic_sd": 0.1, "control_points": 3}
+    voxels = RandomDeformation(**small).draw(np.random.default_rng(0), patch, spacing)
+    mm = RandomDeformation(**small, unit="mm").draw(np.random.default_rng(0), patch, spacing)
+    factors = mm.points / voxels.points
+    np.testing.assert_allclose(factors.flatten(1).numpy(), np.repeat([[2.0], [0.5], [0.25]], 27, axis=1), rtol=1e-6)
+    spaced = {"elastic_sd": 0.1, "control_spacing": 32}
+    assert RandomDeformation(**spaced).draw(np.random.default_rng(0), patch, spacing).points.shape == (3, 3, 2, 2)
+    mm = RandomDeformation(**spaced, unit="mm").draw(np.random.default_rng(0), patch, spacing)
+    assert mm.points.shape == (3, 2, 3, 3)  # 32, 64 and 64 mm long
+
+
+def test_displacements_at_control_points_have_the_wanted_spread():
+    strength = RandomDeformation(elastic_sd=0.7, control_points=9)
+    drawn = strength.draw(np.random.default_rng(0), (400, 400, 400), (1, 1, 1))
+    assert drawn.share == 1
+    assert float(drawn.points.std()) == pytest.approx(0.7, rel=0.03)  # 2187 numbers
+    places = drawn.coordinates((5, 5, 5), (2, 2, 2)).numpy()  # the same points over a smaller patch: at 0, 2, 4 ...
+    corner = drawn.points[:, 0, 0, 0].numpy()
+    np.testing.assert_allclose(places[:, 0, 0, 0], corner, atol=1e-5)
+
+
 @pytest.mark.parametrize("patch", [(64, 48), (24, 32, 20)])
-def test_no_deformation_folds(patch):
+@pytest.mark.parametrize("strength", [{"elastic_sd": 30}, {"elastic_sd": 6, "control_spacing": 7}])
+def test_no_deformation_folds(patch, strength):
     random = np.random.default_rng(2)
     for _ in range(5):
-        places = random_coordinates(random, patch, [0.0] * len(patch), [1.0] * len(patch), elastic_sd=30)
-        grids = torch.meshgrid(*[torch.arange(n).float() for n in patch], indexing="ij")
-        assert float(jacobian_determinant(places - torch.stack(grids)).min()) > 0
+        drawn = RandomDeformation(**strength).draw(random, patch, [1.0] * len(patch))
+        assert 0 < drawn.share < 1
+        smallest = jacobian(dense_field(drawn.points.double(), patch)).min()
+        # weakened no more than needed: steps of a tenth, and places between those that were looked at
+        assert SMALLEST_JACOBIAN - 0.1 < smallest < SMALLEST_JACOBIAN + 0.15
+
+
+@pytest.mark.parametrize(("patch", "sd"), [((64, 48), 5.0), ((24, 32, 20), 1.5)])
+def test_what_does_not_fold_is_left_as_it_was_drawn(patch, sd):
+    kept = 0
+    for seed in range(20):
+        drawn = RandomDeformation(elastic_sd=sd).draw(np.random.default_rng(seed), patch, [1.0] * len(patch))
+        points = np.random.default_rng(seed).normal(0, sd, drawn.points.shape)
+        np.testing.assert_allclose(drawn.points.numpy(), drawn.share * points, rtol=1e-5)
+        sound = jacobian(dense_field(torch.from_numpy(points), patch)).min() >= SMALLEST_JACOBIAN + 0.1
+        assert drawn.share == 1 or not sound
+        kept += drawn.share == 1
+    assert 0 < kept < 20
+
+
+def test_a_field_that_turns_over_twice_is_weakened():
+    """-3 x along both axes: the determinant is (1 - 3)^2 > 0, yet everything stands on its head."""
+    steps = np.linspace(-1, 1, 5)
+    along = -1.5 * 20 * steps * (1.5 - 0.5 * steps**2)  # flat at the ends, as a mirrored spline is
+    points = np.stack([np.repeat(along[:, None], 5, 1), np.repeat(along[None], 5, 0)])
+    share = largest_share(points, (41, 41))
+    assert jacobian(dense_field(torch.from_numpy(points), (41, 41)))[20, 20] > 1
+    assert 0.1 < share < 0.4
+    assert jacobian(dense_field(torch.from_numpy(share * points), (41, 41))).min() > 0.1
+
+
+def test_a_patch_of_one_voxel_along_an_axis():
+    drawn = RandomDeformation(elastic_sd=3, **STRONG).draw(np.random.default_rng(0), (16, 1, 12), (1, 1, 1))
+    assert bool(torch.isfinite(drawn.coordinates((16, 1, 12), (8, 0, 6))).all())
 
 
 def test_a_seed_repeats_and_another_differs():
     def once(seed):
-        return random_coordinates(
-            np.random.default_rng(seed), (8, 9), (4, 4), (1, 1), elastic_sd=3, rotate_degrees=9, flip=True
-        )
+        strength = RandomDeformation(elastic_sd=3, rotate_degrees=9, flip=True)
+        return strength.draw(np.random.default_rng(seed), (8, 9), (1, 1)).coordinates((8, 9), (4, 4))
 
     assert torch.equal(once(7), once(7)) and not torch.equal(once(7), once(8))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"unit": "cm"}, "'voxels' or 'mm'"),
+        ({"elastic_sd": -1.0}, "elastic_sd -1"),
+        ({"control_points": 1}, "control_points 1"),
+        ({"control_spacing": 0.0}, "more than 0"),
+        ({"scale": (1.2, 0.8)}, "smallest, largest"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong, word):
+    with pytest.raises(ValueError, match=word):
+        RandomDeformation(**wrong)

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from conftest import ball
 from fewscan.errors import BundleError
-from fewscan.training import ListLabelVoxelsd, PatchDataset, RandomIntensityd, RandomPatchd, StepSampler
+from fewscan.training import ListLabelVoxelsd, PatchDataset, RandomIntensityd, RandomPatchd, StepSampler, patches
 
 BENT = {"elastic_sd": 1.5, "rotate_degrees": 15.0, "scale": (0.85, 1.2), "flip": True}
 
@@ -136,11 +136,52 @@ def test_label_voxels_lists_each_label_whole_where_it_is_small():
     assert (label[0][tuple(large.T)] == 2).all()
 
 
-def test_a_constant_channel_survives_the_change_of_intensities():
-    step = RandomIntensityd()
-    for seed in range(20):
-        changed = step.set_random_state(seed)({"image": torch.zeros(2, 5, 5)})["image"]
-        assert torch.isfinite(changed).all()
+@pytest.mark.parametrize("patch", [(8, 9, 7), (9, 7)])
+def test_a_weight_map_goes_along_with_its_patch(patch):
+    """A weight map that is the image itself: equal inside the volume, 0 beyond it; 2D patches from the same slice."""
+    image = torch.rand(1, 12, 11, 10) + 1
+    data = {"image": MetaTensor(image), "label": torch.zeros(1, 12, 11, 10, dtype=torch.uint8), "weight": image}
+    data = ListLabelVoxelsd("label")(data)
+    cut, beyond = RandomPatchd(patch, **BENT), 0
+    for seed in range(10):
+        item = cut.set_random_state(seed)(data)
+        share = cut.set_random_state(seed)({**data, "weight": torch.ones(1, 12, 11, 10)})["weight"]  # inside
+        assert item["weight"].dtype == torch.float32 and item["weight"].shape == (1, *patch)
+        full, none = share > 1 - 1e-5, share == 0
+        torch.testing.assert_close(item["weight"][full], item["image"][full], rtol=0, atol=1e-4)
+        assert full.any() and (item["weight"][none] == 0).all() and (item["label"][none] == -1).all()
+        beyond += int(none.sum())
+    assert beyond
+
+
+def test_the_dataset_hands_on_what_there_is():
+    def case(item):
+        return {**Case((15, 13, 11))(item), **({"weight": torch.ones(1, 15, 13, 11)} if item["number"] else {})}
+
+    items = PatchDataset([{"number": 0}, {"number": 1}], case, [RandomPatchd((4, 4, 4)), RandomIntensityd()])
+    assert {tuple(sorted(map(str, items[n]))) for n in range(2)} == {("image", "label"), ("image", "label", "weight")}
+
+
+def test_cases_are_kept_on_the_device_while_they_fit(monkeypatch):
+    """`meta` stands for a GPU: two cases of (2 x 4 or 8 + 1) bytes a voxel fit, the third stays where it was read."""
+    size = 15 * 13 * 11 * (2 * Case((15, 13, 11))({"number": 0})["image"].element_size() + 1)
+    monkeypatch.setattr(patches, "room_for_cases", lambda device: 2 * size)
+    items = PatchDataset([{"number": n} for n in range(3)], Case((15, 13, 11)), [], device="meta")
+    where = [{items.case(n)[key].device.type for key in ("image", "label")} for n in (2, 0, 1, 2)]
+    assert where == [{"meta"}, {"meta"}, {"cpu"}, {"meta"}]
+    assert items.case(0)["image"].affine.device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_patches_made_on_a_gpu_are_those_of_the_cpu():
+    items = dataset()
+    items.augment = items.augment[:1]  # noise comes from the device's own generator
+    moved = PatchDataset(items.data, items.transform, items.augment, device="cuda")
+    for n in range(4):
+        ours, theirs = items[n], moved[n]
+        assert theirs["image"].device.type == "cuda"
+        torch.testing.assert_close(theirs["image"].cpu(), ours["image"], rtol=0, atol=2e-3)  # of values up to 40
+        assert (theirs["label"].cpu() != ours["label"]).float().mean() < 1e-2
 
 
 def test_no_case_is_refused():

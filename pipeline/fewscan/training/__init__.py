@@ -5,30 +5,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewscan.training.engine import TrainingRun
-    from fewscan.training.loss import SegmentationLoss
-    from fewscan.training.patches import ListLabelVoxelsd, PatchDataset, RandomIntensityd, RandomPatchd, StepSampler
+    from fewscan.training.loss import SegmentationLoss, prepare_batch
+    from fewscan.training.intensity import RandomIntensityd
+    from fewscan.training.patches import ListLabelVoxelsd, PatchDataset, RandomPatchd, StepSampler
+    from fewscan.training.rand_elastic import RandElasticAffine, RandElasticAffined
     from fewscan.training.ranks import leave_ranks
+    from fewscan.training.seeds import set_seed
+    from fewscan.training.step import TrainingStep
+    from fewscan.training.weights import AddWeightMapd
 
 _HOME = {
+    "AddWeightMapd": "weights",
     "TrainingRun": "engine",
+    "TrainingStep": "step",
     "leave_ranks": "ranks",
+    "set_seed": "seeds",
     "SegmentationLoss": "loss",
+    "prepare_batch": "loss",
     "ListLabelVoxelsd": "patches",
     "PatchDataset": "patches",
-    "RandomIntensityd": "patches",
+    "RandomIntensityd": "intensity",
+    "RandElasticAffine": "rand_elastic",
+    "RandElasticAffined": "rand_elastic",
     "RandomPatchd": "patches",
     "StepSampler": "patches",
 }
 
 __all__ = [
+    "AddWeightMapd",
     "ListLabelVoxelsd",
     "PatchDataset",
+    "RandElasticAffine",
+    "RandElasticAffined",
     "RandomIntensityd",
     "RandomPatchd",
     "SegmentationLoss",
     "StepSampler",
     "TrainingRun",
+    "TrainingStep",
     "leave_ranks",
+    "prepare_batch",
+    "set_seed",
 ]
 
 

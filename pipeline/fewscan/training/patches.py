@@ -7,41 +7,54 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from fewscan.errors import BundleError
-from fewscan.training.elastic import deform, random_coordinates
+from fewscan.training.elastic import Deformation, RandomDeformation
+from fewscan.training.resample import Mode, resample
+
+_ARRAYS = ("image", "label", "weight")
 
 
 class ListLabelVoxelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
     """Adds `label_voxels`: for each label of a case up to 20,000 of its voxels, evenly picked, as (n, axes) int64.
 
-    Done once a case, so that a patch can be centred on a label without a search through the volume.
+    Done once a case, so that a patch can be centred on a label without a search through the volume. Where voxels of
+    the case are unknown (-1), `known_voxels` lists those that are not, in the same way.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data` with the lists of the first of the keys, (1, *spatial) class indices."""
         classes = data[self.keys[0]].as_subclass(Tensor)[0]
-        voxels = [(classes == label).nonzero() for label in torch.unique(classes[classes > 0])]
-        return {**data, "label_voxels": [where[:: max(1, -(-len(where) // 20_000))].clone() for where in voxels]}
+        voxels = [_some((classes == label).nonzero()) for label in torch.unique(classes[classes > 0])]
+        known = classes >= 0
+        listed: dict[Hashable, Any] = {} if bool(known.all()) else {"known_voxels": _some(known.nonzero())}
+        return {**data, "label_voxels": voxels, **listed}
+
+
+def _some(voxels: Tensor) -> Tensor:
+    return voxels[:: max(1, -(-len(voxels) // 20_000))].clone()
+
+
+def _one_of(voxels: Tensor, random: np.random.Generator) -> list[float]:
+    return [float(v) for v in voxels[int(random.integers(len(voxels)))]]
 
 
 class RandomPatchd(Randomizable):  # type: ignore[misc]  # MONAI has no types
     """A patch from a random place of a case, elastically deformed, turned and scaled in one resample.
 
     Half of the patches are centred on a voxel of a random label of the case (from `label_voxels`, see
-    `ListLabelVoxelsd`), half lie anywhere. A 2D patch of a volume comes from one slice along its last axis.
+    `ListLabelVoxelsd`), half lie anywhere; where voxels of the case are unknown, around one that is known. A 2D patch
+    of a volume comes from one slice along its last axis. The patch is made on the device where the case lies.
 
     Args:
-        image_key: (C, *spatial) on the network's grid.
-        label_key: (1, *spatial) class indices; the result's are -1 beyond the volume.
         patch: voxels along each axis; its length says whether patches are 2D or 3D.
-        elastic_sd: standard deviation of the control points' displacements, in voxels; 0 switches it off.
-        control_points: of the elastic grid along each axis, from border to border of the patch.
-        rotate_degrees, scale, flip: see `fewscan.training.elastic.random_coordinates`.
+        image_key: (C, *spatial) on the network's grid, a MetaTensor, whose affine tells the spacing.
+        label_key: (1, *spatial) class indices; the result's are -1 beyond the volume.
+        weight_key: (1, *spatial) weights, moved along where there are any; the result's are 0 beyond the volume.
+        deformation: see `fewscan.training.elastic.RandomDeformation`, for example `elastic_sd=10`.
     """
 
     def __init__(
@@ -49,43 +62,37 @@ class RandomPatchd(Randomizable):  # type: ignore[misc]  # MONAI has no types
         patch: Sequence[int],
         image_key: Hashable = "image",
         label_key: Hashable = "label",
-        elastic_sd: float = 0.0,
-        control_points: int = 3,
-        rotate_degrees: float = 0.0,
-        scale: Sequence[float] = (1.0, 1.0),
-        flip: bool = False,
+        weight_key: Hashable = "weight",
+        **deformation: Any,
     ) -> None:
         if len(patch) not in (2, 3):
             raise ValueError(f"a patch has 2 or 3 axes, not {len(patch)}: {list(patch)}")
-        self.patch, self.image_key, self.label_key = tuple(patch), image_key, label_key
-        self.bend: dict[str, Any] = {
-            "elastic_sd": elastic_sd,
-            "control_points": control_points,
-            "rotate_degrees": rotate_degrees,
-            "scale": scale,
-            "flip": flip,
-        }
+        self.patch, self.image_key, self.label_key, self.weight_key = tuple(patch), image_key, label_key, weight_key
+        self.deformation = RandomDeformation(**deformation)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with `image` (C, *patch) float32 and `label` (1, *patch) int64."""
+        """`data` with `image` (C, *patch) float32, `label` (1, *patch) int64 and `weight` (1, *patch) float32."""
         random = np.random.default_rng(self.R.randint(2**32, dtype=np.uint64))
-        image: MetaTensor = data[self.image_key]
-        volume, classes = image.as_subclass(Tensor), torch.as_tensor(data[self.label_key]).as_subclass(Tensor)[0]
-        spacing = np.linalg.norm(np.asarray(image.affine, dtype=np.float64)[:3, :3], axis=0)
-        centre = self._centre(random, tuple(classes.shape), data["label_voxels"])
-        if len(self.patch) == 2 and volume.ndim == 4:
-            at = int(centre[2])
-            volume, classes, centre = volume[..., at], classes[..., at], centre[:2]
-        places = random_coordinates(random, self.patch, centre, spacing[: len(self.patch)], **self.bend)
-        moved, label = deform(volume, classes, places)
-        return {**data, self.image_key: moved, self.label_key: label[None]}
+        centre = self.place(random, data)
+        return self.cut(data, centre, self.draw(random, data))
 
-    def _centre(self, random: np.random.Generator, shape: tuple[int, ...], labels: Sequence[Tensor]) -> list[float]:
-        """Voxel coordinates, such that an undeformed patch lies on voxels; it stays inside the volume where it fits."""
+    def draw(self, random: np.random.Generator, data: Mapping[Hashable, Any]) -> Deformation:
+        """A random deformation of the case's patches."""
+        affine = np.asarray(data[self.image_key].affine.cpu(), dtype=np.float64)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        return self.deformation.draw(random, self.patch, spacing[: len(self.patch)])
+
+    def place(self, random: np.random.Generator, data: Mapping[Hashable, Any]) -> list[float]:
+        """Voxel coordinates of a patch's centre, and the slice of a 2D patch of a volume.
+
+        An undeformed patch lies on voxels there, and inside the volume where it fits.
+        """
+        shape, labels = tuple(data[self.label_key].shape[1:]), data["label_voxels"]
         target = [random.uniform(-0.5, n - 0.5) for n in shape]
+        if len(data.get("known_voxels", ())):
+            target = _one_of(data["known_voxels"], random)
         if labels and random.random() < 0.5:
-            voxels = labels[int(random.integers(len(labels)))]
-            target = [float(v) for v in voxels[int(random.integers(len(voxels)))]]
+            target = _one_of(labels[int(random.integers(len(labels)))], random)
         centre = []
         for axis, (n, at) in enumerate(zip(shape, target, strict=True)):
             if axis >= len(self.patch):  # the slice of a 2D patch
@@ -96,33 +103,20 @@ class RandomPatchd(Randomizable):  # type: ignore[misc]  # MONAI has no types
             centre.append(first + (size - 1) / 2)
         return centre
 
-
-class RandomIntensityd(Randomizable):  # type: ignore[misc]  # MONAI has no types
-    """Contrast, brightness, gamma and noise of a normalised patch, each changed a little at random.
-
-    (C, *patch) float32 of about unit spread -> the same. Contrast x 0.75 to 1.3, brightness by a normal of sd 0.15,
-    gamma 0.7 to 1.5 of the patch's range in a third of all cases, noise of sd up to 0.1 in a third.
-    """
-
-    def __init__(self, keys: Hashable = "image") -> None:
-        self.key = keys
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """`data` with the image changed."""
-        random = np.random.default_rng(self.R.randint(2**32, dtype=np.uint64))
-        image: Tensor = data[self.key].clone()
-        for channel in image:
-            if random.random() < 1 / 3:
-                low, high = channel.min(), channel.max()
-                spread = (high - low).clamp(min=1e-6)
-                channel.copy_(((channel - low) / spread) ** float(np.exp(random.uniform(-0.35, 0.4))) * spread + low)
-            mean = channel.mean()
-            contrast, brightness = float(np.exp(random.uniform(-0.29, 0.26))), float(random.normal(0, 0.15))
-            channel.copy_((channel - mean) * contrast + mean + brightness)
-        if random.random() < 1 / 3:
-            noise = random.normal(0, random.uniform(0, 0.1), tuple(image.shape))
-            image += torch.from_numpy(noise.astype(np.float32))
-        return {**data, self.key: image}
+    def cut(
+        self, data: Mapping[Hashable, Any], centre: Sequence[float], deformation: Deformation
+    ) -> dict[Hashable, Any]:
+        """`data` with the patch of that place and deformation."""
+        modes: dict[Hashable, Mode] = {self.image_key: "linear", self.label_key: "nearest"}
+        if self.weight_key in data:
+            modes[self.weight_key] = "weight"
+        axes = len(self.patch)
+        arrays = [torch.as_tensor(data[key]).as_subclass(Tensor)[None] for key in modes]
+        if arrays[0].ndim == axes + 3:
+            arrays = [array[..., int(centre[axes])] for array in arrays]
+        places = deformation.coordinates(self.patch, centre[:axes], arrays[0].device)
+        moved = resample(arrays, list(modes.values()), places[None])
+        return {**data, **{key: array[0] for key, array in zip(modes, moved, strict=True)}}
 
 
 class PatchDataset(Dataset[dict[Hashable, Any]]):
@@ -131,11 +125,16 @@ class PatchDataset(Dataset[dict[Hashable, Any]]):
     Cases are read and preprocessed once and kept in memory. Each item's randomness comes from (seed, n) alone, so
     that workers, their number and an interruption change nothing.
 
+    With a GPU as `device` patches are made there: cases are kept on it, in the order in which they come, while all of
+    them together take at most a third of its memory. From the others patches are cut on the CPU, and go on there. In
+    a worker process, which has to leave the GPU alone, all stays on the CPU.
+
     Args:
         data: one dictionary a case, as in a MONAI datalist.
         transform: from the dictionary to image and label on the network's grid.
         augment: from there to a patch; its `Randomizable` parts are seeded for each item.
         seed: of all patches.
+        device: where patches are made.
     """
 
     def __init__(
@@ -144,11 +143,14 @@ class PatchDataset(Dataset[dict[Hashable, Any]]):
         transform: Callable[[Any], Any],
         augment: Sequence[Callable[[Any], Any]],
         seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         if not data:
             raise BundleError("there is no case to train on: the datalist's `training` is empty")
         self.data, self.transform, self.augment, self.seed = list(data), transform, list(augment), seed
+        self.device = torch.device(device)
         self._cases: dict[int, Any] = {}
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self.data)
@@ -161,14 +163,33 @@ class PatchDataset(Dataset[dict[Hashable, Any]]):
         for step in self.augment:
             if isinstance(step, Randomizable):
                 step.set_random_state(seed=int(random.integers(2**32)))
-            patch = step(patch)
-        return {"image": patch["image"], "label": patch["label"]}
+            patch = self._on_device(step(patch))
+        return {key: patch[key] for key in _ARRAYS if key in patch}
 
     def case(self, index: int) -> Any:
         """A case on the network's grid, from memory once it was read."""
         if index not in self._cases:
-            self._cases[index] = self.transform(self.data[index])
+            case = self.transform(self.data[index])
+            arrays = [torch.as_tensor(case[key]) for key in _ARRAYS if key in case]
+            size = sum(array.nelement() * array.element_size() for array in arrays)
+            if self.device.type != "cpu" and self._kept_bytes + size <= room_for_cases(self.device):
+                case = self._on_device(case)
+                self._kept_bytes += size
+            self._cases[index] = case
         return self._cases[index]
+
+    def _on_device(self, data: Any) -> Any:
+        """`data` with its arrays where patches are made."""
+        if self.device.type == "cpu" or get_worker_info() is not None:
+            return data
+        return {**data, **{key: torch.as_tensor(data[key]).to(self.device) for key in _ARRAYS if key in data}}
+
+
+def room_for_cases(device: torch.device) -> int:
+    """Bytes of a device's memory that cases may take: a third of a GPU's, so that training keeps the rest."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 3
+    return 2**63  # no memory of its own
 
 
 class StepSampler(Sampler[int]):
@@ -177,15 +198,23 @@ class StepSampler(Sampler[int]):
     Args:
         items: in an epoch, of all ranks together (steps x batch x ranks).
         rank, ranks: of this process; each takes every `ranks`-th item.
+
+    Attributes:
+        epoch: whose items come next, from 0.
+        skip: items of this rank that an interrupted training has seen of that epoch.
+        only: instead of an epoch's these items, shared among the ranks.
     """
 
     def __init__(self, items: int, rank: int = 0, ranks: int = 1) -> None:
         self.items, self.rank, self.ranks = items, rank, ranks
-        self.epoch = 0
+        self.epoch = self.skip = 0
+        self.only: range | None = None
 
     def __len__(self) -> int:
         return self.items // self.ranks
 
     def __iter__(self) -> Iterator[int]:
+        if self.only is not None:
+            return iter(self.only[self.rank :: self.ranks])
         first = self.epoch * self.items
-        return iter(range(first + self.rank, first + len(self) * self.ranks, self.ranks))
+        return iter(range(first + self.rank, first + len(self) * self.ranks, self.ranks)[self.skip :])
