@@ -41,16 +41,22 @@ def labels_to_network_grid(
 ) -> tuple[Tensor, Grid]:
     """As `to_network_grid`, for class indices (1, i, j, k): the class that covers most of a new voxel wins.
 
-    The lower class wins a tie. The type stays; without resampling the voxels are only reordered.
+    The lower class wins a tie. The type stays; without resampling the voxels are only reordered. A new voxel is
+    unknown (-1) where less than half of it is known, or of one of the scan's voxels where those are smaller: a single
+    annotated slice stays one. Else the class that covers most of what is known wins.
     """
     axes, flips, target = _target(grid, spacing_mm, slice_axis)
     classes = _reorder(classes, axes, flips)
     if classes.shape[1:] == target.shape:
         return classes.contiguous(), target
+    coarser = max(1.0, *(n / size for n, size in zip(classes.shape[1:], target.shape, strict=True)))
+    least = 1 - 0.5 / coarser  # share that has to be unknown
     largest = torch.full((1, *target.shape), -1.0, device=classes.device)
     winner = torch.empty((1, *target.shape), dtype=classes.dtype, device=classes.device)
     for value in torch.unique(classes):  # one after the other: maps of all classes would need far more memory
         share = _resample((classes == value).float(), target.shape)
+        if value < 0:
+            share = torch.where(share > least, 2.0, -1.0)
         winner[share > largest] = value
         largest = torch.maximum(largest, share)
     return winner, target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from fewscan.errors import BundleError, LabelError
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
 from fewscan.network_grid import decide, labels_to_network_grid, to_network_grid
+from fewscan.pieces import keep_pieces
 
 
 class NormaliseIntensityd(MapTransform):  # type: ignore[misc]  # MONAI has no types
@@ -122,20 +124,31 @@ class DecideLabelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
     """The network's logits to labels on the scan's own grid (`fewscan.network_grid.decide`).
 
     (classes, *network) -> (1, i, j, k) MetaTensor with the scan's affine. With a label table the result holds the
-    values that files hold, otherwise class indices.
+    values that files hold, otherwise class indices. Then pieces of labels may become background
+    (`fewscan.pieces.keep_pieces`).
 
     Args:
         keys: the network's answer, `pred`.
         image_key: the image it came from, as `ToNetworkGridd` left it: tells both grids.
         labels: rows of the bundle's label table, or None for class indices.
+        keep_largest: values of the labels (class indices without a table) of which only the largest piece stays.
+        minimum_size_mm3: pieces of less volume go; a picture without a voxel size has voxels of 1 mm3.
     """
 
     def __init__(
-        self, keys: Hashable | Sequence[Hashable], image_key: Hashable = "image", labels: Sequence[Any] | None = None
+        self,
+        keys: Hashable | Sequence[Hashable],
+        image_key: Hashable = "image",
+        labels: Sequence[Any] | None = None,
+        keep_largest: Sequence[int] = (),
+        minimum_size_mm3: float = 0.0,
     ) -> None:
         super().__init__(keys)
         self.image_key = image_key
         self.table = None if labels is None else LabelTable.from_json(labels)
+        self.keep_largest, self.minimum_size_mm3 = list(keep_largest), minimum_size_mm3
+        if self.table is not None:
+            self.keep_largest = self.table.to_classes(np.array(self.keep_largest, int), "keep_largest").tolist()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data` with the keys as labels on the scan's grid."""
@@ -147,6 +160,8 @@ class DecideLabelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         for key in self.key_iterator(result):
             logits = torch.as_tensor(result[key]).as_subclass(Tensor)
             classes = decide(logits, network_affine, Grid((i, j, k), affine))
+            smallest = math.ceil(self.minimum_size_mm3 / abs(np.linalg.det(affine[:3, :3])) - 1e-6)
+            classes = keep_pieces(classes, self.keep_largest, smallest)
             if self.table is not None:
                 if logits.shape[0] != self.table.classes:
                     raise LabelError(
@@ -160,12 +175,33 @@ class DecideLabelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         return result
 
 
+class LeaveOutUnknownd(MapTransform):  # type: ignore[misc]  # MONAI has no types
+    """Background in answer and label where the label is unknown (-1): such voxels count in no score of the labels.
+
+    Args:
+        keys: the network's answer, (1, i, j, k) class indices.
+        label_key: the label of the same shape; its -1 become 0 too.
+    """
+
+    def __init__(self, keys: Hashable | Sequence[Hashable], label_key: Hashable = "label") -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """`data` with answer and label changed."""
+        result = dict(data)
+        unknown = result[self.label_key] < 0
+        for key in (*self.key_iterator(result), self.label_key):
+            result[key] = result[key].masked_fill(unknown, 0)
+        return result
+
+
 class MatchLabelGridd(MapTransform):  # type: ignore[misc]  # MONAI has no types
     """The label onto the image's grid: reordered exactly where only the order of axes differs, else refused.
 
     (1, i, j, k) class indices of any type -> uint8 up to 256 classes, else int16 or int32 (torch lacks arithmetic on
-    uint16). Raises GeometryError, naming the label's file and the numbers, where its voxels do
-    not lie where the image's lie.
+    uint16); int16 or int32 where voxels are unknown (-1). Raises GeometryError, naming the label's file and the
+    numbers, where its voxels do not lie where the image's lie.
     """
 
     def __init__(self, keys: Hashable | Sequence[Hashable], image_key: Hashable = "image") -> None:
@@ -182,8 +218,8 @@ class MatchLabelGridd(MapTransform):  # type: ignore[misc]  # MONAI has no types
             label: MetaTensor = result[key]
             where = f"{label.meta.get('filename_or_obj', key)} (label of {image.meta.get('filename_or_obj', 'image')})"
             array = match_grid(label.as_tensor()[0].numpy(force=True), scan_grid(label), scan_grid(image), where)
-            highest = array.max()
-            dtype = np.uint8 if highest < 2**8 else np.int16 if highest < 2**15 else np.int32
+            highest, unknown = array.max(), array.min() < 0
+            dtype = np.uint8 if highest < 2**8 and not unknown else np.int16 if highest < 2**15 else np.int32
             classes = torch.from_numpy(array[None].astype(dtype))
             result[key] = MetaTensor(classes, affine=image.affine, meta=_without_affine(label))
         return result

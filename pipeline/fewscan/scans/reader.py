@@ -19,7 +19,7 @@ from fewscan.grid import Grid
 from fewscan.labels import LabelTable
 from fewscan.scans.cases import entry_stem
 from fewscan.scans.dicom import open_series
-from fewscan.scans.labels import read_label
+from fewscan.scans.labels import forget_empty_slices, read_instances, read_label
 from fewscan.scans.names import stem_of
 from fewscan.scans.open import open_scan
 from fewscan.scans.scan import Scan
@@ -88,6 +88,11 @@ class LabelReader(ImageReader):  # type: ignore[misc]
         structures: for one mask per structure: which label a file means, {stem of the file: name of the label};
             then every file, also a single one, is such a mask (anything above 0). None where a case has one file that
             holds the values of the table.
+        unlabelled: the value in files of voxels that nobody annotated; they become -1. None where there is none.
+        sparse: 0, 1 or 2 where slices without any label, across left, posterior or superior, are not annotated: they
+            become -1. None where they are background.
+        instances: of merged masks, the number of each object instead of class 1 (see `read_instances`), for
+            `fewscan.training.AddWeightMapd`.
     """
 
     def __init__(
@@ -95,11 +100,19 @@ class LabelReader(ImageReader):  # type: ignore[misc]
         labels: Sequence[Mapping[str, Any] | str],
         merged: bool = False,
         structures: Mapping[str, str] | None = None,
+        unlabelled: float | None = None,
+        sparse: int | None = None,
+        instances: bool = False,
     ) -> None:
-        """Build the label table. Raises LabelError where `structures` names a label that it does not list."""
+        """Build the label table. Raises LabelError where the settings contradict it."""
         super().__init__()
         self.table = LabelTable.from_json(labels)
         self.merged, self.structures = merged, None if merged else structures
+        self.unlabelled, self.sparse, self.instances = unlabelled, sparse, instances and merged
+        if sparse not in (None, 0, 1, 2):
+            raise LabelError(f"`sparse` is null, 0 (left), 1 (posterior) or 2 (superior), not {sparse!r}")
+        if unlabelled is not None and self.structures is None and not merged and unlabelled in self.table.values[1:]:
+            raise LabelError(f"`unlabelled` is {unlabelled:g}, which `labels` lists too; take it out of one of them")
         names = [label.name for label in self.table]
         strangers = sorted(set((self.structures or {}).values()) - set(names))
         if strangers:
@@ -115,7 +128,7 @@ class LabelReader(ImageReader):  # type: ignore[misc]
         """The file or list of files to open."""
         return _files(data)
 
-    def get_data(self, img: Files) -> tuple[NDArray[np.uint16], dict[str, Any]]:
+    def get_data(self, img: Files) -> tuple[NDArray[np.integer[Any]], dict[str, Any]]:
         """Class indices (i, j, k) and MONAI's metadata. Raises LabelError or ScanError where they contradict."""
         structures = [] if self.structures is None else [self._structure(path, self.structures) for path in img.paths]
         if len(img.paths) > 1 and not structures and not self.merged:
@@ -123,8 +136,13 @@ class LabelReader(ImageReader):  # type: ignore[misc]
                 f"{img.paths[0]}: {len(img.paths)} label files for one image; set `structures` to "
                 "{stem of the file: name of the label}, or `merge_masks` to true"
             )
-        classes, grid = read_label(img.paths, self.table, structures, self.merged)
-        return classes, {**_grid_meta(grid), MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
+        values: NDArray[np.integer[Any]]
+        if self.instances:
+            numbers, grid = read_instances(img.paths, self.unlabelled)
+            values = numbers if self.sparse is None else forget_empty_slices(numbers, grid, self.sparse)
+        else:
+            values, grid = read_label(img.paths, self.table, structures, self.merged, self.unlabelled, self.sparse)
+        return values, {**_grid_meta(grid), MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel"}
 
     @staticmethod
     def _structure(path: Path, structures: Mapping[str, str]) -> str:
