@@ -260,3 +260,48 @@ def test_logits_that_are_not_finite_give_no_mask(bad, scale):
     logits[1, 2, 3, 4] = bad
     with pytest.raises(BundleError, match="not finite"):
         decide(logits, np.diag([scale, 1, 1, 1]), Grid((4, 5, 6), np.eye(4)))
+
+
+# --- unknown voxels ---------------------------------------------------------------------------------------------------
+
+
+@each_grid
+@each_slice_axis
+def test_unknown_voxels_are_only_reordered_without_resampling(scan, slice_axis):
+    classes = torch.from_numpy(np.random.default_rng(0).integers(-1, 3, (1, *scan.shape))).to(torch.int16)
+    moved, target = labels_to_network_grid(classes, scan, None, slice_axis)
+    places = np.linalg.inv(scan.affine) @ target.affine
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in target.shape], indexing="ij"), -1)
+    at = np.rint(index @ places[:3, :3].T + places[:3, 3]).astype(int)
+    np.testing.assert_array_equal(moved[0].numpy(), classes[0].numpy()[tuple(np.moveaxis(at, -1, 0))])
+
+
+@pytest.mark.parametrize("spacing", [2.0, 1.0, 0.5, 0.25])
+def test_a_single_annotated_slice_stays_one_at_every_spacing(spacing):
+    """Of its own thickness where the grid gets finer, one new slice where it gets coarser; its label as before."""
+    scan = grid(np.diag([-1.0, -1, 1]), (20, 24, 28), (1.0, 1.0, 1.0))
+    classes = torch.full((1, *scan.shape), -1, dtype=torch.int16)
+    classes[0, :, :, 12] = 0
+    classes[0, 4:12, 8:16, 12] = 1
+    moved, target = labels_to_network_grid(classes, scan, [spacing] * 3)
+    known = moved[0].numpy() >= 0
+    slices = np.flatnonzero(known.any((0, 1)))
+    assert len(slices) == max(1, round(1 / spacing))
+    assert known[:, :, slices].all()
+    centre = scan.to_mm((0, 0, 12))[2]
+    assert abs(target.to_mm(np.stack([0 * slices, 0 * slices, slices], -1))[:, 2].mean() - centre) <= spacing / 2
+    whole = torch.where(classes[..., 12:13] > 0, 1, 0).expand_as(classes).contiguous()
+    expected, _ = labels_to_network_grid(whole, scan, [spacing] * 3)
+    np.testing.assert_array_equal(moved[0].numpy()[:, :, slices], expected[0].numpy()[:, :, slices])
+
+
+def test_what_is_known_of_a_new_voxel_decides_it():
+    """Halving the resolution of a plane of which every second column is known keeps all of it."""
+    scan = grid(np.diag([-1.0, -1, 1]), (16, 16, 1), (1.0, 1.0, 1.0))
+    classes = torch.zeros((1, 16, 16, 1), dtype=torch.int16)
+    classes[:, 8:] = 1
+    some = classes.clone()
+    some[:, :, ::2] = -1
+    for spacing in (2.0, 4.0):
+        whole, _ = labels_to_network_grid(classes, scan, [spacing, spacing, 1.0])
+        assert torch.equal(labels_to_network_grid(some, scan, [spacing, spacing, 1.0])[0], whole)

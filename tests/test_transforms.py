@@ -6,7 +6,13 @@ import torch
 from monai.data import MetaTensor
 
 from fewscan.errors import BundleError, GeometryError, LabelError
-from fewscan.transforms import DecideLabelsd, MatchLabelGridd, NormaliseIntensityd, ToNetworkGridd
+from fewscan.transforms import (
+    DecideLabelsd,
+    LeaveOutUnknownd,
+    MatchLabelGridd,
+    NormaliseIntensityd,
+    ToNetworkGridd,
+)
 
 AFFINE = np.array([[0, 0, 2.5, -31.5], [-0.9, 0, 0, 12.25], [0, 0.8, 0, 80], [0, 0, 0, 1]])
 
@@ -125,3 +131,21 @@ def test_labels_take_the_smallest_type_from_the_file_to_the_network(highest, dty
     data = ToNetworkGridd("image", label_keys=["label"])(MatchLabelGridd("label")(data))
     assert data["label"].dtype == dtype
     assert np.array_equal(data["label"].numpy()[:, ::-1].transpose(0, 2, 3, 1), label)
+
+
+def test_unknown_voxels_count_in_no_score():
+    """Dice of every label as from the known voxels alone, by MONAI."""
+    from monai.metrics import DiceMetric
+    from monai.transforms import AsDiscrete
+
+    random = np.random.default_rng(0)
+    pred, label = torch.from_numpy(random.integers(0, 3, (2, 1, 9, 8, 7)))
+    label[torch.from_numpy(random.random(label.shape) < 0.4)] = -1
+    data = LeaveOutUnknownd("pred")({"pred": pred, "label": label, "other": 1})
+    one_hot = AsDiscrete(to_onehot=3)
+    dice = DiceMetric(include_background=False)([one_hot(data["pred"])], [one_hot(data["label"])])[0]
+    known = label >= 0
+    for value in (1, 2):
+        said, true = (array[known] == value for array in (pred, label))
+        assert float(dice[value - 1]) == pytest.approx(2 * float((said & true).sum()) / float(said.sum() + true.sum()))
+    assert (label < 0).any()  # the input is left alone

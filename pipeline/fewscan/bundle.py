@@ -137,7 +137,7 @@ def resolve(bundle_root: str, path: str, holds: str = ".") -> Path:
     """
     places = dict.fromkeys(((Path(bundle_root) / path).resolve(), Path(path).resolve()))
     fitting = [place for place in places if (place / holds).exists()]
-    if len(fitting) == 1:
+    if len({(place / holds).resolve() for place in fitting}) == 1:  # of two places, both may lead to one file by `..`
         return fitting[0]
     shown, looked = path if holds == "." else f"{path}/{holds}", " and as ".join(map(str, fitting or places))
     if fitting:
@@ -148,7 +148,8 @@ def resolve(bundle_root: str, path: str, holds: str = ".") -> Path:
 def read_cases(bundle_root: str, dataset_dir: str, datalist: str, split: str) -> list[dict[str, Any]]:
     """The cases of a datalist's `training` or `validation`, with paths made absolute below `dataset_dir`.
 
-    Raises BundleError where a file is missing, or where a case stands in both parts.
+    Corrected masks lie in the bundle and are named relative to it. Raises BundleError where a file is missing, or where
+    a case stands in both parts.
     """
     file = resolve(bundle_root, datalist)
     content = read_json(file)
@@ -161,7 +162,7 @@ def read_cases(bundle_root: str, dataset_dir: str, datalist: str, split: str) ->
     def absolute(value: Any) -> Any:
         if isinstance(value, list):
             return [absolute(one) for one in value]
-        path = root / value
+        path = locate(Path(bundle_root), root, value)
         if not path.exists():
             raise BundleError(f"{path}: is named in {file} but does not exist; is dataset_dir {root} the right folder?")
         return str(path)
@@ -174,6 +175,12 @@ def read_cases(bundle_root: str, dataset_dir: str, datalist: str, split: str) ->
     if both:
         raise BundleError(f"{file}: {min(both)} stands under training and validation; a score on it would be no test")
     return [{key: absolute(case[key]) for key in ("image", "label")} for case in parts[split]]
+
+
+def locate(bundle: Path, root: Path, path: str) -> Path:
+    """A file that a datalist names: below the folder of the cases or, as corrected masks are, in the bundle."""
+    below, inside = root / path, bundle.resolve() / path
+    return inside if inside.exists() and not below.exists() else below
 
 
 def items_to_segment(dataset_dir: str, channels: Sequence[Mapping[str, Any]], output_dir: str) -> list[dict[str, Any]]:
@@ -268,8 +275,7 @@ def deciding_settings(
     """
     try:
         cases = read_json(resolve(bundle_root, datalist))
-        listed = json.dumps([cases.get("training"), cases.get("validation")], sort_keys=True)
-        cases_sha256 = hashlib.sha256(listed.encode()).hexdigest()
+        cases_sha256 = cases_hash(cases)
     except BundleError:  # MONAI Label brings its own cases
         cases_sha256 = None
     network_def = read_json(Path(bundle_root) / "configs" / "train.json")["network_def"]
@@ -277,6 +283,12 @@ def deciding_settings(
         network_def["variant"] = getattr(network, "variant", network_def["variant"])
     values = LabelTable.from_json(labels).values.tolist()
     return {**settings, "labels": values, "network_def": network_def, "cases (sha256)": cases_sha256}
+
+
+def cases_hash(listing: Mapping[str, Any]) -> str:
+    """Of the cases that a data list trains on and holds out."""
+    listed = json.dumps([listing.get("training"), listing.get("validation")], sort_keys=True)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def settings_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

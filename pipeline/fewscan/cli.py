@@ -1,6 +1,7 @@
-"""The command line: `fewscan plan`, `train`, `segment`, `uncertainty`, `compare`, `demo`.
+"""The command line: `fewscan plan`, `train`, `validate`, `segment`, `uncertainty`, `compare`, `demo`.
 
-Exit codes: 0 all done; 2 some scans failed, the others are done; 1 nothing could be done, or wrong arguments.
+Exit codes: 0 all done; 2 some scans failed, the others are done; 1 nothing could be done, or wrong arguments; 75 a
+training was asked to stop (SIGTERM, SIGUSR1, Ctrl-Break) and saved itself: the same command goes on.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from fewscan.errors import BundleError, FewscanError
 EXAMPLES = """
 typical use:
   fewscan plan DATA --output my_segmentation      look at images and labels, write a bundle that one can edit
+  fewscan preview my_segmentation                 what augmentation does to the data, before training
   fewscan train my_segmentation --minutes 30      train it; goes on where it was interrupted
   fewscan segment SCANS --bundle my_segmentation --output masks
+  fewscan train my_segmentation --add corrected   add masks that a person corrected, and train on
   fewscan uncertainty SCANS --bundle B --output maps   where a network that was trained with dropout is unsure
+  fewscan validate my_segmentation                how good it is on scans that it was not trained on, by folds
   fewscan compare DATA --output report            FCN, SegNet and U-Net on the same folds: one page
   fewscan demo                                    the whole path on a real brain MRI
 
@@ -29,6 +33,9 @@ DATA is a folder (images/ and labels/ with equal names, x.nii.gz with x_seg.nii.
 Medical Decathlon) or a MONAI datalist (.json). SCANS is a file or a folder at any depth with NIfTI, DICOM series,
 NRRD, MetaImage, PNG or TIFF.
 """
+
+MOST_OUTLIERS = 20
+"""Lines about odd cases on the terminal; the page has all."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fewscan {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_plan, _add_train, _add_segment, _add_uncertainty, _add_compare, _add_demo):
+    for add in (
+        _add_plan,
+        _add_preview,
+        _add_train,
+        _add_validate,
+        _add_segment,
+        _add_uncertainty,
+        _add_compare,
+        _add_demo,
+    ):
         add(commands)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -92,6 +108,13 @@ def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
         "--network", choices=("unet", "fcn", "segnet"), default="unet", help="fcn and segnet are baselines"
     )
     add.add_argument("--seed", type=int, default=0, help="of the choice of held-out cases and of the training")
+    add.add_argument(
+        "--budget", default="cpu", metavar="WHAT", help="cpu (default), titan6gb, or the memory of a GPU such as 24gb"
+    )
+    add.add_argument("--minutes", type=float, help="of the training, written into the bundle (default: its `epochs`)")
+    add.add_argument(
+        "--unlabelled", type=int, metavar="VALUE", help="in label files: voxels that nobody decided; not learned from"
+    )
     add.set_defaults(command=_plan)
 
 
@@ -112,21 +135,53 @@ def _plan(options: argparse.Namespace) -> int:
         validation=options.validation,
         seed=options.seed,
         network=options.network,
+        budget=options.budget,
+        minutes=options.minutes,
+        unlabelled=options.unlabelled,
     )
     for name, reason in result.reasons.items():
         print(f"{name}: {reason}")
+    for outlier in result.outliers[:MOST_OUTLIERS]:
+        print(f"look at {outlier}")
+    if len(result.outliers) > MOST_OUTLIERS:
+        print(f"look at ... and {len(result.outliers) - MOST_OUTLIERS} more")
+    print(f"pictures of all cases: {options.output / 'docs' / 'data.html'}")
     print(f"wrote {options.output} ({len(result.training)} cases to train on, {len(result.validation)} held out)")
     print(f"next: fewscan train {options.output}")
     return 2 if result.failed else 0
 
 
+def _add_preview(commands: argparse._SubParsersAction[Parser]) -> None:
+    add = commands.add_parser("preview", help="what augmentation does to a bundle's data: one page, before training")
+    add.add_argument("bundle", type=Path, help="folder that `fewscan plan` wrote")
+    add.add_argument("--output", type=Path, metavar="FILE", help="the page (default: BUNDLE/docs/preview.html)")
+    add.add_argument("--number", type=int, default=12, metavar="N", help="augmented patches (default: 12)")
+    add.set_defaults(command=_preview)
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from fewscan.runs.preview import preview
+
+    print(f"wrote {preview(options.bundle, options.output, options.number)}")
+    return 0
+
+
 def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
-    add = commands.add_parser("train", help="train a bundle; goes on where it was interrupted")
+    add = commands.add_parser(
+        "train",
+        help="train a bundle; goes on where it was interrupted",
+        epilog="Ctrl-C, SIGTERM and SIGUSR1 end the running step and save it; exit code 75 (1 after Ctrl-C) says that "
+        "the same command goes on from there. For SLURM: #SBATCH --signal=USR1@120, and requeue on 75.",
+    )
     add.add_argument("bundle", type=Path, help="folder that `fewscan plan` wrote")
     add.add_argument("--minutes", type=float, help="time for the whole training (default: the bundle's `epochs`)")
     add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     add.add_argument("--data", type=Path, help="the folder of the cases, where it has moved since the plan")
     add.add_argument("--overwrite", action="store_true", help="train anew although the bundle is trained")
+    add.add_argument(
+        "--add", type=Path, metavar="FOLDER", help="corrected masks: add them and train on from the present model"
+    )
+    add.add_argument("--scans", type=Path, metavar="FOLDER", help="of the scans of --add (default: the bundle's data)")
     add.add_argument(
         "--stages",
         action="store_true",
@@ -139,6 +194,10 @@ def _train(options: argparse.Namespace) -> int:
     from fewscan.training.run import train
     from fewscan.training.stages import refuse_begun_stages, train_stages
 
+    if options.add is not None:
+        return _add_corrections(options)
+    if options.scans is not None:
+        raise BundleError("--scans says where the scans of corrected masks lie; give it together with --add")
     if not options.stages:
         refuse_begun_stages(options.bundle)
     (train_stages if options.stages else train)(
@@ -146,6 +205,45 @@ def _train(options: argparse.Namespace) -> int:
     )
     print(f"next: fewscan segment SCANS --bundle {options.bundle} --output MASKS")
     return 0
+
+
+def _add_corrections(options: argparse.Namespace) -> int:
+    from fewscan.runs.correct import correct
+
+    if options.stages:
+        raise BundleError("--add trains on from the bundle's last stage; leave --stages out")
+    record = correct(
+        options.bundle,
+        options.add,
+        scans=options.scans,
+        minutes=options.minutes,
+        device=options.device,
+        data=options.data,
+        overwrite=options.overwrite,
+    )
+    return 2 if record["failed"] else 0
+
+
+def _add_validate(commands: argparse._SubParsersAction[Parser]) -> None:
+    add = commands.add_parser("validate", help="how good a bundle is on scans that it was not trained on, by folds")
+    add.add_argument("bundle", type=Path, help="folder that `fewscan plan` wrote; it may be trained or not")
+    add.add_argument("--folds", type=int, metavar="K", help="default: 5; one for each case where there are fewer")
+    add.add_argument("--minutes", type=float, help="of training for each fold (default: as long as the bundle)")
+    add.add_argument("--groups", type=Path, metavar="CSV", help="columns case, group: what has to stay together")
+    add.add_argument(
+        "--learning-curve", action="store_true", help="train on 1, 2, 5, ... scans too: are more worth it?"
+    )
+    add.add_argument("--unlabelled", type=Path, metavar="FOLDER", help="scans to choose the next ones to label from")
+    add.add_argument("--seed", type=int, default=0, help="of the folds")
+    add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
+    add.set_defaults(command=_validate)
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from fewscan.runs.validate import validate
+
+    result = validate(**{name: value for name, value in vars(options).items() if name != "command"})
+    return 2 if result["failed"] or result["left_out"] else 0
 
 
 def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -161,6 +259,7 @@ def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
     _add_choice(add)
     add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     add.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    add.add_argument("--ensemble", action="store_true", help="the models of `validate`'s folds decide together")
     add.set_defaults(command=_segment)
 
 
@@ -176,6 +275,7 @@ def _segment(options: argparse.Namespace) -> int:
         exclude=options.exclude,
         device=options.device,
         dry_run=options.dry_run,
+        ensemble=options.ensemble,
     )
     for row in report.rows:
         if options.dry_run and row["status"] == "planned":

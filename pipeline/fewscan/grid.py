@@ -89,6 +89,14 @@ class Grid:
         shape = (self.shape[axes[0]], self.shape[axes[1]], self.shape[axes[2]])
         return Grid(shape, self.affine @ step, self.frame_of_reference)
 
+    def cropped(self, part: tuple[slice, ...]) -> Grid:
+        """The grid of `array[part]`; slices along i, j, k without a step."""
+        ends = [one.indices(n)[:2] for one, n in zip(part, self.shape, strict=True)]
+        step = np.eye(4)
+        step[:3, 3] = [first for first, _ in ends]
+        i, j, k = (stop - first for first, stop in ends)
+        return Grid((i, j, k), self.affine @ step, self.frame_of_reference)
+
     def axes_to_lps(self) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
         """Which permutation and flips bring the axes closest to left, posterior, superior.
 

@@ -365,7 +365,8 @@ def test_two_ranks_train_on_the_cpu(copy, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in parameters)
     written = torch.load(copy / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(first[name], written[name]) for name in first)
-    assert sorted(file.name for file in (copy / "models").iterdir()) == ["history.csv", "model.pt", "training.json"]
+    files = ["best.pt", "history.csv", "model.pt", "training.html", "training.json"]
+    assert sorted(file.name for file in (copy / "models").iterdir()) == files
     record = json.loads((copy / "models" / "training.json").read_text())
     assert record["steps"] > 4
     assert "val_mean_dice" in record["validation"]

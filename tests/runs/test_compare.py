@@ -21,12 +21,13 @@ from fewscan.networks import FCN, SegNet, SegNetBasic, UNet
 from fewscan.runs import compare as module
 from fewscan.runs import measure
 from fewscan.runs.compare import compare
-from fewscan.runs.compare_table import converged_in_words, has_plateaued, mode_of
+from fewscan.runs.compare_table import converged_in_words, mode_of
 from fewscan.runs.folds import make_folds
 from fewscan.runs.score import score_masks, sign_flip_test
 from fewscan.runs.segment import segment
 from fewscan.scans import Case, find_cases
 from fewscan.training import PatchDataset, TrainingRun
+from fewscan.training.plateau import has_plateaued
 
 NETWORKS = ["unet", "fcn"]
 MEASURED = ("seconds", "minutes", "memory", "seconds_per_mvoxel", "memory_mb", "memory_before_mb")

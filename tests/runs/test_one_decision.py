@@ -1,6 +1,7 @@
 """Plain MONAI and `fewscan segment` write the same masks: the same arrays, names and affines."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,11 +9,12 @@ import highdicom
 import nibabel
 import numpy as np
 import pytest
+import scipy.ndimage
 import SimpleITK
 from PIL import Image
 
 from fewscan.cli import main
-from runs.tiny import masks_below, noise, read, save_nifti, unet_bundle
+from runs.tiny import change_config, masks_below, noise, read, save_nifti, unet_bundle
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES
 
@@ -60,6 +62,8 @@ def outputs(tmp_path_factory):
         (root / name).mkdir()
         scans(root / name / "scans")
         bundle = unet_bundle(root / name / "bundle", **settings)
+        if name == "pictures":
+            change_config(bundle, keep_largest=[2], minimum_size_mm3=3)
         command = [sys.executable, "-m", "monai.bundle", "run"]
         command += ["--config_file", str(bundle / "configs" / "inference.json"), "--bundle_root", str(bundle)]
         command += ["--dataset_dir", str(root / name / "scans"), "--output_dir", str(root / name / "monai")]
@@ -116,6 +120,30 @@ def test_the_scans_own_shape_and_affine(outputs):
         found = nibabel.load(outputs / "one_channel" / "fewscan" / mask)
         assert found.shape == image.shape
         np.testing.assert_array_equal(found.affine, image.affine)
+
+
+def test_pieces_are_removed_by_both(outputs, tmp_path):
+    """Of what the same bundle answers without the settings: the largest piece of label 2, of both 3 pixels or more."""
+    shutil.copytree(outputs / "pictures" / "bundle", tmp_path / "bundle")
+    change_config(tmp_path / "bundle", keep_largest=[], minimum_size_mm3=0)
+    scans = str(outputs / "pictures" / "scans")
+    assert main(["segment", scans, "--bundle", str(tmp_path / "bundle"), "--output", str(tmp_path / "masks")]) == 0
+
+    def mask(folder, name):
+        return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / name)))
+
+    for name in ("a_seg.png", "b_seg.png"):
+        before = mask(tmp_path / "masks", name)
+        expected = before.copy()
+        for label in (1, 2):
+            pieces, count = scipy.ndimage.label(before == label, np.ones((3, 3)))
+            sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+            for piece in range(1, count + 1):
+                if sizes[piece] < 3 or (label == 2 and piece != 1 + sizes[1:].argmax()):
+                    expected[pieces == piece] = 0
+        assert {0, 1, 2} == set(np.unique(expected)) and (before != expected).any()
+        for who in ("fewscan", "monai"):
+            np.testing.assert_array_equal(mask(outputs / "pictures" / who, name), expected)
 
 
 def test_the_same_dicom_seg_by_highdicom(outputs):

@@ -202,6 +202,28 @@ def test_the_figures_are_those_of_the_written_maps(tmp_path, binary):
     assert len(table) == 3 and table[0].startswith("scan,status,mean_variance,wrong")
 
 
+def test_what_nobody_annotated_is_neither_right_nor_wrong(tmp_path, binary):
+    """The figures of the known half of a picture, whose other half holds the value that train.json calls unlabelled."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(binary, bundle)
+    file = bundle / "configs" / "train.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "unlabelled": 7}))
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    Image.fromarray((noise(1, (24, 30)) // 4).astype(np.uint8)).save(tmp_path / "data" / "images" / "a.png")
+    truth = 255 * (noise(6, (24, 30)) > 500).astype(np.uint8)
+    truth[:, 15:] = 7
+    Image.fromarray(truth).save(tmp_path / "data" / "masks" / "a_mask.png")
+    uncertainty(tmp_path / "data", bundle, tmp_path / "maps", samples=4, score=True)
+    row = figures_of(tmp_path / "maps")["scans"][0]
+    mean, variance = (tifffile.imread(tmp_path / "maps" / f"a_{k}.tif")[:, :15] for k in ("mean", "variance"))
+    wrong = (mean > 0.5) != (truth[:, :15] == 255)
+    assert row["wrong"] == pytest.approx(wrong.mean())
+    assert row["auc"] == pytest.approx(
+        mannwhitneyu(variance[wrong], variance[~wrong]).statistic / wrong.sum() / (~wrong).sum()
+    )
+
+
 def label(path, value=0):
     return save_nifti(path, np.full((9, 8, 7), value, np.uint8))
 

@@ -15,6 +15,8 @@ from fewscan.errors import GeometryError, LabelError
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
 from fewscan.scans import LabelReader, ScanReader, find_scans, match_grid, open_scan, read_label, scan_from_meta
+from fewscan.scans.labels import read_instances
+from fewscan.transforms import MatchLabelGridd
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES, SHAPE, image
 
@@ -184,3 +186,86 @@ def test_real_float_labels():
     table = LabelTable.from_json(["anterior", "posterior"])
     for path in sorted(folder.glob("*.nii.gz"))[:20]:
         np.testing.assert_array_equal(read_label([path], table)[0], np.asarray(nibabel.load(path).dataobj))
+
+
+# --- what nobody annotated --------------------------------------------------------------------------------------------
+
+UNKNOWN = np.zeros(SHAPE, bool)
+UNKNOWN[0, :, :] = UNKNOWN[2, 1, 1] = True
+PARTLY = np.where(UNKNOWN, -1, CLASSES)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.uint8, 255), (np.int16, -1), (np.float32, 9), (np.uint16, 65535)])
+def test_the_unlabelled_value_is_unknown_whatever_it_is(tmp_path, dtype, value):
+    values = np.where(UNKNOWN, value, label().astype(np.int32)).astype(dtype)
+    classes, _ = read_label([save(tmp_path / "x.nii", values)], TABLE, unlabelled=value)
+    assert classes.dtype == np.int32
+    np.testing.assert_array_equal(classes, PARTLY)
+    with pytest.raises(LabelError, match="which the label table does not list"):
+        read_label([tmp_path / "x.nii"], TABLE, unlabelled=100)
+
+
+def test_masks_say_what_the_others_leave_open(tmp_path):
+    """A voxel that one mask leaves open and another holds is the other's; open in all that say nothing is unknown."""
+    open_in_both = np.where(UNKNOWN, 7.0, 0.0)
+    files = [
+        save(tmp_path / "spleen.nii", np.where(CLASSES == 2, 1.0, open_in_both)),
+        save(tmp_path / "liver.nii", np.where(CLASSES == 1, 255.0, open_in_both)),
+    ]
+    expected = np.where(UNKNOWN & (CLASSES == 0), -1, CLASSES)
+    assert (expected != PARTLY).any()
+    np.testing.assert_array_equal(read_label(files, TABLE, ["spleen", "liver"], unlabelled=7)[0], expected)
+    any_table = LabelTable.from_json(["any"])
+    np.testing.assert_array_equal(read_label(files, any_table, merged=True, unlabelled=7)[0], expected.clip(max=1))
+    numbers, _ = read_instances(files, 7)
+    np.testing.assert_array_equal(numbers, np.where(expected == 2, 1, np.where(expected == 1, 2, expected)))
+
+
+def test_numbers_of_objects_in_one_file(tmp_path):
+    values = np.zeros(SHAPE, np.float32)
+    values[0], values[2], values[3, 0, 0], values[3, 1, 1] = 4000, 0.5, 7, 65535
+    numbers, grid = read_instances([save(tmp_path / "x.nii", values)])
+    np.testing.assert_array_equal(numbers, np.unique(values, return_inverse=True)[1].reshape(SHAPE))
+    np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-5)
+    reader = LabelReader(["any"], merged=True, instances=True)
+    np.testing.assert_array_equal(reader.get_data(reader.read(tmp_path / "x.nii"))[0], numbers)
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_without_any_label_across_an_anatomical_axis(tmp_path, name, axis):
+    """`sparse` counts left, posterior, superior, as `slice_axis` does, however the file's axes run."""
+    grid = Grid(SHAPE, AFFINES[name])
+    own = grid.axes_to_lps()[0][axis]
+    values, part = np.zeros(SHAPE, np.uint8), [slice(None)] * 3
+    part[own] = 1
+    values[tuple(part)] = 3 * (np.random.default_rng(0).random(values[tuple(part)].shape) > 0.5)
+    classes, _ = read_label([save(tmp_path / "x.nii", values, AFFINES[name])], TABLE, sparse=axis)
+    expected = np.full(SHAPE, -1)
+    expected[tuple(part)] = values[tuple(part)] > 0
+    np.testing.assert_array_equal(classes, expected)
+    reader = LabelReader(ROWS, sparse=axis)
+    np.testing.assert_array_equal(reader.get_data(reader.read(tmp_path / "x.nii"))[0], expected)
+
+
+def test_a_case_without_any_label_stays_background(tmp_path):
+    empty = save(tmp_path / "x.nii", np.zeros(SHAPE, np.uint8))
+    np.testing.assert_array_equal(read_label([empty], TABLE, sparse=0)[0], 0)
+
+
+def test_settings_of_unlabelled_voxels_that_contradict_the_table_are_refused():
+    with pytest.raises(LabelError, match="`unlabelled` is 7, which `labels` lists too"):
+        LabelReader(ROWS, unlabelled=7)
+    with pytest.raises(LabelError, match="`sparse` is null, 0"):
+        LabelReader(ROWS, sparse="auto")
+    LabelReader(ROWS, structures={"x": "liver"}, unlabelled=7)
+
+
+def test_monai_gets_unknown_voxels_in_a_type_that_holds_them(tmp_path):
+    values = np.where(UNKNOWN, 255, label()).astype(np.uint8)
+    data = {"image": save(tmp_path / "i.nii", image()), "label": save(tmp_path / "x.nii", values)}
+    data = LoadImaged("image", ScanReader, ensure_channel_first=True)(data)
+    data = LoadImaged("label", LabelReader(ROWS, unlabelled=255), ensure_channel_first=True)(data)
+    matched = MatchLabelGridd("label")(data)["label"]
+    assert matched.dtype == torch.int16
+    np.testing.assert_array_equal(matched[0].numpy(), PARTLY)

@@ -159,7 +159,18 @@ def test_nnunets_undecided_voxels_are_no_label(tmp_path):
     tree(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
     listing = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "liver": 1, "ignore": 2}}
     (tmp_path / "dataset.json").write_text(json.dumps(listing))
-    with pytest.raises(LabelError, match=r"dataset.json: the label 'ignore' \(2\) marks voxels that nobody decided"):
+    cases = find_cases(tmp_path)
+    assert (cases.labels, cases.undecided) == ([{"value": 1, "name": "liver"}], 2)
+    listing["labels"] = {"background": 0, "liver": 1}
+    (tmp_path / "dataset.json").write_text(json.dumps(listing))
+    assert find_cases(tmp_path).undecided is None
+
+
+def test_nnunets_regions_are_refused(tmp_path):
+    tree(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    labels = {"background": 0, "whole tumour": [1, 2], "core": 2}
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1"}, "labels": labels}))
+    with pytest.raises(LabelError, match=r"dataset.json: the label 'whole tumour' is a region of several values"):
         find_cases(tmp_path)
 
 

@@ -154,6 +154,59 @@ def test_only_the_ct_among_the_channels_gets_a_window(tmp_path):
     assert asked["intensity_window"] == [0, 80]
 
 
+def test_minutes_and_budget_go_into_the_bundle_with_their_reasons(tmp_path):
+    data = write_volumes(tmp_path / "data", count=2)
+    result = plan(data, tmp_path / "bundle", minutes=7.5, budget="titan6gb")
+    train_config, inference = configs(tmp_path / "bundle")
+    assert train_config["minutes"] == 7.5
+    assert train_config["network_def"]["widths"] == inference["network_def"]["widths"] == [32, 64, 128]
+    assert (train_config["batch"], train_config["patch"]) == (4, [24, 24, 16])
+    document = (tmp_path / "bundle" / "docs" / "plan.md").read_text(encoding="utf-8")
+    assert all(f"| {name} |" in document and reason in document for name, reason in result.reasons.items())
+    assert "titan6gb" in result.reasons["batch"]
+    for wrong in ({"minutes": 0}, {"budget": "much"}):
+        with pytest.raises(BundleError, match=f"--{next(iter(wrong))}"):
+            plan(data, tmp_path / "other", **wrong)
+    assert not (tmp_path / "other").exists()
+
+
+def test_touching_instances_get_border_weights(tmp_path):
+    """Two squares that share an edge, against two that a gap of four pixels parts."""
+    for name, gap in (("touching", 0), ("apart", 4)):
+        image, label = np.zeros((40, 40), dtype=np.uint8), np.zeros((40, 40), dtype=np.uint8)
+        label[10:20, 5:15], label[10:20, 15 + gap : 25 + gap] = 1, 2
+        image[label > 0] = 200
+        write_picture(tmp_path / name, "a", image, label)
+    options = {"merge_masks": "nucleus"}
+    settings = plan(tmp_path / "touching", tmp_path / "bundle", **options).settings
+    assert settings["border_weights"] == {"height": 10.0, "sd": 5.0}
+    assert plan(tmp_path / "apart", tmp_path / "other", **options).settings["border_weights"] is None
+
+
+def test_slices_without_a_label_are_found_where_some_are_annotated(tmp_path):
+    for name in ("a", "b", "c"):
+        image, label = a_case((32, 30, 28))
+        label[:, :, np.arange(28) % 4 != 0] = 0
+        write_case(tmp_path / "data", name, image, label)
+    result = plan(tmp_path / "data", tmp_path / "bundle")
+    assert result.settings["sparse"] == 2
+    assert "3 of 3 volumes seem annotated in some slices across superior only" in result.reasons["sparse"]
+    assert configs(tmp_path / "bundle")[0]["sparse"] == 2
+    write_case(tmp_path / "whole", "a", *a_case((32, 30, 28)))
+    assert plan(tmp_path / "whole", tmp_path / "other").settings["sparse"] is None
+
+
+def test_odd_cases_are_listed_and_shown(tmp_path):
+    data = write_volumes(tmp_path / "data")
+    label = nibabel.load(data / "labels" / "case2.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(0 * np.asarray(label.dataobj), label.affine), data / "labels" / "case2.nii.gz")
+    result = plan(data, tmp_path / "bundle")
+    assert [str(outlier) for outlier in result.outliers] == ["case2: its label is empty"]
+    assert "- case2: its label is empty" in (tmp_path / "bundle" / "docs" / "plan.md").read_text(encoding="utf-8")
+    page = (tmp_path / "bundle" / "docs" / "data.html").read_text(encoding="utf-8")
+    assert page.index("<h2>case2</h2>") < page.index("<h2>case0</h2>")  # what is odd stands first
+
+
 def preprocessed(bundle: Path) -> dict:
     """The first training case as the network sees it."""
     parser = ConfigParser()

@@ -94,7 +94,7 @@ def test_the_command_ends_with_an_8s_that_came_from_16s_and_32s(staged):
     assert [record(folder)["epochs"] for folder in folders.values()] == [1, 1, 2]  # of four
     origins = [record(folder)["settings"].get("start_from (sha256)") for folder in folders.values()]
     assert origins == [None, sha256(models / "32s" / "model.pt"), sha256(models / "16s" / "model.pt")]
-    files = ["history.csv", "model.pt", "training.json"]
+    files = ["best.pt", "history.csv", "model.pt", "training.html", "training.json"]
     assert sorted(file.name for file in (models / "32s").iterdir()) == files
     assert sorted(file.name for file in models.iterdir()) == ["16s", "32s", *files]
 

@@ -33,7 +33,23 @@ def write_overlay(
     title: str = "",
     cuts_by: NDArray[Any] | None = None,
 ) -> None:
-    """Write one PNG: cuts through the scan with the labels' contours on them, and a legend.
+    """Write `draw_overlay` as a PNG."""
+    try:
+        picture = draw_overlay(image, values, grid, table, title, cuts_by)
+    except FormatError as problem:
+        raise FormatError(f"{path.name}: {problem}") from None
+    picture.save(path)
+
+
+def draw_overlay(
+    image: NDArray[Any],
+    values: NDArray[Any],
+    grid: Grid,
+    table: LabelTable,
+    title: str = "",
+    cuts_by: NDArray[Any] | None = None,
+) -> Image.Image:
+    """One picture: cuts through the scan with the labels' contours on them, and a legend.
 
     `image` (channel, i, j, k), of which the first channel is shown, windowed from its 1st to its 99th percentile;
     three channels of a single slice are shown as red, green, blue. `values` (i, j, k) holds label values. A volume
@@ -44,7 +60,7 @@ def write_overlay(
     """
     cuts_by = values if cuts_by is None else cuts_by
     if image.shape[1:] != values.shape or values.shape != grid.shape or cuts_by.shape != grid.shape:
-        raise FormatError(f"{path.name}: image {image.shape[1:]}, mask {values.shape} and grid {grid.shape} differ")
+        raise FormatError(f"image {image.shape[1:]}, mask {values.shape} and grid {grid.shape} differ")
     axes, flips = grid.axes_to_lps()
     step = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
     values = values.transpose(axes)[step]  # (left, posterior, superior), as views
@@ -71,7 +87,7 @@ def write_overlay(
         for normal in normals
     ]
     legend = [(label.colour, label.name) for label in present] or [((90, 90, 90), "no label found")]
-    _compose(panels, names if len(names) > 1 else [""], legend, title).save(path)
+    return _compose(panels, names if len(names) > 1 else [""], legend, title)
 
 
 def write_side_by_side(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,13 +13,13 @@ from tqdm import tqdm
 from fewscan import __version__
 from fewscan.bundle import read_json
 from fewscan.errors import BundleError
-from fewscan.files import replace_when_complete, sha256
 from fewscan.runs.compare_page import write_csv, write_page
 from fewscan.runs.compare_table import initialisation_of, mode_of, row_of
 from fewscan.runs.folds import Fold, make_folds
 from fewscan.runs.measure import gmac, network_of, parameters, patch_memory, seconds_per_step
 from fewscan.runs.predictor import Predictor, read_settings
-from fewscan.runs.score import refuse_trained_on, score_cases
+from fewscan.runs.records import NEVER, duration, kept_record, training_record, usual_device, write_json
+from fewscan.runs.score import label_reading, refuse_trained_on, score_cases
 from fewscan.scans.walk import MARKER
 from fewscan.training.material import Material, read_material
 from fewscan.training.plan import write_plan
@@ -32,8 +30,6 @@ from fewscan.training.split import group_cases
 NETWORKS = tuple(NETWORK_DEF)
 MINUTES, QUICK_MINUTES = 10.0, 1.0
 STEPS_AN_EPOCH = 50
-NEVER = 1_000_000
-"""Epochs from one look at the test cases to the next during training: they are scored at its end alone."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,7 @@ def compare(
     material = read_material(data, include=include, exclude=exclude, merge_masks=merge_masks)
     parts, why = make_folds(material.cases.cases, material.root, folds, test, seed)
     listed = [[[case.name for case in part] for part in fold.parts] for fold in parts[: 1 if quick else None]]
-    spec = {**asdict(budget), "device": device or _usual_device(), "dims": dims, "merge_masks": merge_masks}
+    spec = {**asdict(budget), "device": device or usual_device(), "dims": dims, "merge_masks": merge_masks}
     spec |= {"learning_rates": {network: list(rates.values()) for network, rates in LEARNING_RATE.items()}}
     spec |= {"seed": seed, "folds": [{"training": training, "test": tested} for training, tested in listed]}
     _open(output, spec)
@@ -121,7 +117,11 @@ def compare(
                 network=network,
                 settings=budget.settings(),
             )
-    records = {item: record for item in work if (record := _kept(output, *item)) is not None}
+    records = {
+        item: record
+        for item in work
+        if (record := kept_record(_record(output, *item), _bundle(output, *item))) is not None
+    }
     waiting = [item for item in work if item not in records]
     print(f"{len(networks)} network(s) x {len(listed)} fold(s) ({why}), {budget} each; {len(records)} done before")
     print(_forecast(output, waiting, budget, spec["device"]))
@@ -152,12 +152,6 @@ def _check(
         raise BundleError("give --folds or --test, not both: --test makes a single fold")
 
 
-def _usual_device() -> str:
-    import torch
-
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
-
-
 def _bundle(output: Path, network: str, fold: int) -> Path:
     return output / "bundles" / network / f"fold-{fold}"
 
@@ -179,16 +173,7 @@ def _open(output: Path, spec: Mapping[str, Any]) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BundleError(f"{output}: is not empty and no comparison; choose another --output")
     (output / "scores").mkdir(parents=True, exist_ok=True)
-    _write_json(file, spec)  # by it the folder is known, and its pictures are never taken for scans
-
-
-def _kept(output: Path, network: str, fold: int) -> dict[str, Any] | None:
-    """The record of a fold that is done, if its bundle is still the one that was scored."""
-    file, weights = _record(output, network, fold), _bundle(output, network, fold) / "models" / "model.pt"
-    if not file.exists() or not weights.exists():
-        return None
-    record: dict[str, Any] = read_json(file)
-    return record if record["model_sha256"] == sha256(weights) else None
+    write_json(file, spec)  # by it the folder is known, and its pictures are never taken for scans
 
 
 def _forecast(output: Path, waiting: Sequence[tuple[str, int]], budget: Budget, device: str) -> str:
@@ -199,17 +184,13 @@ def _forecast(output: Path, waiting: Sequence[tuple[str, int]], budget: Budget, 
         if not (_bundle(output, network, fold) / "models/model.pt").exists()
     ]
     if budget.minutes is not None:
-        return f"training takes {_hours(60 * budget.minutes * len(untrained))} in all; scoring comes on top"
+        return f"training takes {duration(60 * budget.minutes * len(untrained))} in all; scoring comes on top"
     seconds = {network: seconds_per_step(_bundle(output, network, fold), device) for network, fold in untrained[::-1]}
     config = budget.settings()
     total = sum(seconds[network] * config["epochs"] * config["steps_per_epoch"] for network, _ in untrained)
     each = ", ".join(f"{network} {one:.2g} s" for network, one in reversed(seconds.items()))
     timed = f" (forward and backward of a step: {each})" if each else ""
-    return f"training takes at least {_hours(total)} in all{timed}; reading, augmentation and scoring come on top"
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    return f"training takes at least {duration(total)} in all{timed}; reading, augmentation and scoring come on top"
 
 
 def _train_and_score(
@@ -233,10 +214,7 @@ def _train_and_score(
     macs = gmac(network_of(bundle), (1, len(config["channels"]), *patch))
     memory = memory or patch_memory(bundle, predictor.device)
     with tqdm(total=len(fold.test), unit="case", desc="scoring", leave=False) as bar:
-        scores = score_cases(
-            predictor, settings, fold.test, material.cases.merged is not None, file.with_suffix(""), bar.update
-        )
-    trained = read_json(bundle / "models" / "training.json")
+        scores = score_cases(predictor, settings, fold.test, label_reading(config), file.with_suffix(""), bar.update)
     optimiser = config["train"]["optimizer"]["_target_"].rpartition(".")[2]
     record = {
         "network": network,
@@ -251,19 +229,12 @@ def _train_and_score(
         "gmac_patch": macs,
         "gmac_per_mvoxel": macs / (math.prod(patch) / 1e6),
         "memory": memory,
-        **{key: trained[key] for key in ("steps", "minutes", "device", "threads")},
-        "losses": _losses(bundle / "models" / "history.csv"),
+        **training_record(bundle),
         "cases": [{**asdict(score), "group": groups[score.case]} for score in scores],
         "worst": min(scores, key=lambda score: score.dice).case,
     }
-    _write_json(file, record)
+    write_json(file, record)
     return record
-
-
-def _losses(history: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a training."""
-    with history.open(encoding="utf-8", newline="") as file:
-        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
 
 
 def _publish(
@@ -286,12 +257,7 @@ def _publish(
         "table": rows,
         "records": [record for name in networks for record in of[name]],
     }
-    _write_json(output / "compare.json", result)
+    write_json(output / "compare.json", result)
     write_csv(output / "compare.csv", rows)
     write_page(output / "index.html", result, output / "scores")
     return result
-
-
-def _write_json(path: Path, content: Any) -> None:
-    with replace_when_complete(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
 import io
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fewscan.files import replace_when_complete
-from fewscan.runs.compare_table import PLATEAU_RULE, converged_in_words
-
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by the colour-blind too
-POINTS = 100
-"""Most points of a drawn curve."""
-
-STYLE = """body{font-family:sans-serif;max-width:80em;margin:2em auto;padding:0 1em;line-height:1.5;color:#222}
-table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;text-align:right;border-bottom:1px solid #ccc}
-td:first-child,th:first-child{text-align:left}img{max-width:49%}svg{max-width:100%}.warn{color:#a40000}
-.wide{overflow-x:auto}small{color:#555}"""
+from fewscan.runs.compare_table import converged_in_words
+from fewscan.runs.page import STYLE, pictures_of
+from fewscan.training.curves import chart
+from fewscan.training.plateau import PLATEAU_RULE
 
 Column = tuple[str, str]
 SCORES: tuple[Column, ...] = (
@@ -84,7 +76,7 @@ def _page(result: Mapping[str, Any], pictures: Path) -> str:
         body = "<p>No training is done yet.</p>"
     else:
         body = _scores(rows) + _costs(rows, result["records"]) + _about(rows)
-        body += _curves(result["records"], [row["network"] for row in rows])
+        body += _curves(result["records"])
         body += "".join(_worst(row["network"], result["records"], pictures) for row in rows)
         body += _cases(result["records"], [row["network"] for row in rows])
     return f"""<!DOCTYPE html>
@@ -163,60 +155,22 @@ def _shown(key: str, value: Any) -> str:
     return f"{value:.4f}" if key in ("dice", "dice_sd", "iou", "accuracy", "p") else f"{value:.4g}"
 
 
-def _curves(records: Sequence[Mapping[str, Any]], networks: Sequence[str]) -> str:
+def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     """The training loss of every network and fold, as SVG."""
-    width, height, left, bottom = 760, 300, 50, 34
-    curves = [(record["network"], _thinned(record["losses"])) for record in records if record["losses"]]
-    if not curves:
+    curves = [(record["network"], record["losses"]) for record in records]
+    if not any(curve for _, curve in curves):
         return ""
-    longest = max(step for _, curve in curves for step, _ in curve)
-    highest = max(loss for _, curve in curves for _, loss in curve)
-    parts = []
-    for network, curve in curves:
-        points = " ".join(
-            f"{left + step / longest * (width - left - 8):.1f},{8 + (1 - loss / highest) * (height - bottom - 8):.1f}"
-            for step, loss in curve
-        )
-        colour = COLOURS[networks.index(network) % len(COLOURS)]
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>')
-        if len(curve) == 1:
-            cx, cy = points.split(",")
-            parts.append(f'<circle cx="{cx}" cy="{cy}" r="3" fill="{colour}"/>')
-    for number, network in enumerate(networks):
-        y = 24 + 18 * number
-        colour = COLOURS[number % len(COLOURS)]
-        parts.append(f'<rect x="{width - 120}" y="{y - 10}" width="12" height="12" fill="{colour}"/>')
-        parts.append(f'<text x="{width - 102}" y="{y}">{html.escape(network)}</text>')
-    base = height - bottom
-    parts.append(f'<path d="M{left} 8V{base}H{width - 8}" fill="none" stroke="#888"/>')
-    parts += [
-        f'<text x="{left - 6}" y="14" text-anchor="end">{highest:.2f}</text>',
-        f'<text x="{left - 6}" y="{base}" text-anchor="end">0</text>',
-        f'<text x="{width - 8}" y="{height - 14}" text-anchor="end">step {longest}</text>',
-    ]
     return (
-        f'<h2>Learning curves</h2><svg viewBox="0 0 {width} {height}" width="{width}" font-size="13" role="img" '
-        f'aria-label="training loss by step">{"".join(parts)}</svg>'
+        f"<h2>Learning curves</h2>{chart(curves, 'training loss by step')}"
         "<p><small>Loss of the training patches (cross-entropy + 1 - soft Dice), one line a fold.</small></p>"
     )
-
-
-def _thinned(losses: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """At most `POINTS` points: means of neighbours."""
-    size = -(-len(losses) // POINTS)
-    groups = [losses[first : first + size] for first in range(0, len(losses), size)]
-    return [(group[-1][0], statistics.fmean(loss for _, loss in group)) for group in groups]
 
 
 def _worst(network: str, records: Sequence[Mapping[str, Any]], pictures: Path) -> str:
     """The case with the lowest Dice of all folds: truth beside mask."""
     lowest = [(min(case["dice"] for case in r["cases"]), r) for r in records if r["network"] == network]
     dice, record = min(lowest, key=lambda item: item[0])
-    images = "".join(
-        f'<img alt="{kind}" src="data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"> '
-        for kind in ("truth", "mask")
-        if (file := pictures / f"{network}-fold-{record['fold']}_{kind}.png").exists()
-    )
+    images = pictures_of(pictures / f"{network}-fold-{record['fold']}")
     return (
         f"<h2>Worst case of {html.escape(network)}</h2>"
         f"<p>{html.escape(record['worst'])}, fold {record['fold']}, Dice {dice:.4f}: truth beside mask, cut alike.</p>"

@@ -9,15 +9,8 @@ from typing import Any
 
 from fewscan.networks.vgg import WIDTHS
 from fewscan.runs.score import sign_flip_test
+from fewscan.training.plateau import has_plateaued
 
-PLATEAU = 0.04
-LEAST_LOSSES = 25
-"""Of ten steps each: with fewer, the noise of the patches is as large as what is asked for."""
-PLATEAU_RULE = (
-    f"A training counts as converged where the mean loss of its last fifth lies less than {PLATEAU:.0%} below that of "
-    f"its middle fifth; under {10 * LEAST_LOSSES} steps are too few to tell. The rate of learning falls to 0 with the "
-    "budget, so a plateau says that this budget was used up, not that a longer training would give no more."
-)
 PAPER_UNET = (64, 128, 256, 512, 1024)
 
 
@@ -91,15 +84,6 @@ def _dice_by_group(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for case in record["cases"]:
             grouped[case["group"]].append(case["dice"])
     return {group: statistics.fmean(values) for group, values in grouped.items()}
-
-
-def has_plateaued(losses: Sequence[float]) -> bool | None:
-    """By `PLATEAU_RULE`, of means of ten steps; None where there are too few to tell."""
-    if len(losses) < LEAST_LOSSES:
-        return None
-    fifth = len(losses) // 5
-    last, middle = statistics.fmean(losses[-fifth:]), statistics.fmean(losses[-3 * fifth : -2 * fifth])
-    return middle - last < PLATEAU * middle
 
 
 def converged_in_words(converged: Sequence[bool | None]) -> str:

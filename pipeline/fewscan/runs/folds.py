@@ -35,7 +35,13 @@ class Fold:
 
 
 def make_folds(
-    cases: Sequence[Case], root: Path, count: int | None = None, test: Sequence[str] = (), seed: int = 0
+    cases: Sequence[Case],
+    root: Path,
+    count: int | None = None,
+    test: Sequence[str] = (),
+    seed: int = 0,
+    grouping: tuple[Sequence[str], str] | None = None,
+    in_order: bool = False,
 ) -> tuple[list[Fold], str]:
     """Folds of labelled cases, and in words how they were made.
 
@@ -49,11 +55,13 @@ def make_folds(
             cases of a data list as its test.
         test: patterns on a case's paths or file names; what matches is the test of one fold.
         seed: of the drawing.
+        grouping: the group of each case and how it was found; None takes those of `group_cases`.
+        in_order: groups that follow each other are tested together, instead of drawn ones: slices of one stack.
 
     Raises:
         PairingError: a fold would have nothing to train or to test on.
     """
-    groups, how = group_cases(cases)
+    groups, how = group_cases(cases) if grouping is None else grouping
     if test or (count is None and any(case.split == "validation" for case in cases)):
         chosen = [_matches(case, root, test) if test else case.split == "validation" for case in cases]
         fold = Fold(
@@ -78,8 +86,8 @@ def make_folds(
             f"{len(cases)} labelled cases in {len(names)} group(s) ({how}) give 2 to {len(names)} folds, not {count}"
             + ("" if len(names) > 1 else "; choose the test cases by --test PATTERN")
         )
-    drawn = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    part = {name: number % count for number, name in enumerate(drawn)}
+    drawn = names if in_order else [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    part = {name: number * count // len(names) if in_order else number % count for number, name in enumerate(drawn)}
     folds = [
         Fold(
             tuple(case for case, group in zip(cases, groups, strict=True) if part[group] != number),
@@ -89,7 +97,8 @@ def make_folds(
     ]
     if count == len(names):
         return folds, f"leave one out: each of {count} groups ({how}) is tested on once"
-    return folds, f"{count} folds of {len(names)} groups ({how}), drawn with seed {seed}"
+    drawing = "runs in the order of their names" if in_order else f"drawn with seed {seed}"
+    return folds, f"{count} folds of {len(names)} groups ({how}), {drawing}"
 
 
 def _matches(case: Case, root: Path, patterns: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from fewscan.bundle import provenance, read_json, refuse_markup
 from fewscan.errors import BundleError, FewscanError, first_line, ours
+from fewscan.files import sha256
 from fewscan.scans import Scan
 from fewscan.scans.reader import image_paths
 
@@ -24,13 +26,20 @@ class Predictor:
 
     What it answers for a scan is what `python -m monai.bundle run` with the same inference.json writes: both end in
     `fewscan.network_grid.decide`.
+
+    Args:
+        bundle: a trained bundle.
+        device: for example "cpu" or "cuda:1"; None takes the bundle's own choice.
+        members: files of weights of the bundle's network; then the mean of their softmaxes decides, and the bundle's
+            own weights are not used.
     """
 
-    def __init__(self, bundle: Path, device: str | None = None) -> None:
+    def __init__(self, bundle: Path, device: str | None = None, members: Sequence[Path] = ()) -> None:
         from monai.bundle import ConfigParser
         from monai.transforms import Compose
 
-        config, weights = bundle / "configs" / "inference.json", bundle / "models" / "model.pt"
+        config = bundle / "configs" / "inference.json"
+        weights = tuple(members) or (bundle / "models" / "model.pt",)
         parser = ConfigParser()
         parser.read_config(str(config))
         parser["bundle_root"] = str(bundle)
@@ -47,14 +56,8 @@ class Predictor:
         except Exception as problem:  # an edited config can raise anything
             raise ours(problem) or BundleError(f"{config}: cannot be used ({first_line(problem)})") from problem
         self.postprocessing = Compose([s for s in steps if not type(s).__name__.startswith("SaveImage")])
-        try:
-            self.network.load_state_dict(torch.load(weights, map_location=self.device, weights_only=True))
-        except Exception as problem:
-            raise BundleError(
-                f"{weights}: does not fit the network of {config} ({type(problem).__name__}); train the bundle again, "
-                "or undo what was changed in its network_def, channels or labels"
-            ) from problem
-        self.validation = _validation(bundle / "models" / "training.json")
+        loaded = [_load(file, self.network, self.device, config) for file in weights]
+        self.members = loaded if members else []
         self.spec: dict[str, Any] = {
             **provenance(str(bundle)),
             "config_sha256": _config_hash(config),
@@ -66,6 +69,12 @@ class Predictor:
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
+        if members:
+            hashes = [sha256(file) for file in members]
+            self.spec |= {
+                "model_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
+                "ensemble": hashes,
+            }
 
     def __call__(self, scan: Scan) -> NDArray[Any]:
         """Label values (i, j, k) on the scan's grid."""
@@ -81,7 +90,21 @@ class Predictor:
         return data
 
     def logits(self, image: Any) -> Any:
-        """The network's answer (classes, *spatial) for a preprocessed image (channel, *spatial), tile by tile."""
+        """The network's answer (classes, *spatial) for a preprocessed image (channel, *spatial), tile by tile.
+
+        Of several members the logarithm of the mean of their softmaxes, whose softmax is that mean again.
+        """
+        if not self.members:
+            return self._answer(image)
+        mean = None
+        for state in self.members:
+            self.network.load_state_dict(state)
+            share = torch.softmax(self._answer(image).float(), dim=0) / len(self.members)
+            mean = share if mean is None else mean + share
+        assert mean is not None  # there are members
+        return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    def _answer(self, image: Any) -> Any:
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             return self.inferer(image[None].to(self.device), self.network)[0]
 
@@ -118,12 +141,17 @@ def _seed(training: Path) -> int | None:
     return read_json(training).get("seed") if training.exists() else None
 
 
-def _validation(record: Path) -> str:
-    """What is known of the model's quality, in words."""
-    scores = read_json(record).get("validation") if record.exists() else None
-    if not isinstance(scores, dict) or not scores:
-        return "never validated: no score on scans that it was not trained on is known"
-    return "on held-out cases of the training data: " + ", ".join(f"{k} {v:.3f}" for k, v in scores.items())
+def _load(weights: Path, network: torch.nn.Module, device: torch.device, config: Path) -> dict[str, Any]:
+    """The weights, which the network has from now on."""
+    try:
+        state: dict[str, Any] = torch.load(weights, map_location=device, weights_only=True)
+        network.load_state_dict(state)
+    except Exception as problem:
+        raise BundleError(
+            f"{weights}: does not fit the network of {config} ({type(problem).__name__}); train the bundle again, "
+            "or undo what was changed in its network_def, channels or labels"
+        ) from problem
+    return state
 
 
 def _config_hash(config: Path) -> str:

@@ -50,7 +50,10 @@ def failed_row(name: str, problem: Exception, output: Path) -> dict[str, Any]:
 
 
 def write_report(folder: Path, report: Report, header: Mapping[str, Any]) -> None:
-    """Write `report.json` and `report.csv` into a folder; `header` says which run it was."""
+    """Write `report.json` and `report.csv` into a folder.
+
+    `header` says which run it was, and first, under `validation`, how good the bundle is (`fewscan.runs.estimate`).
+    """
     counts = Counter(row["status"] for row in report.rows)
     content = {
         **header,
@@ -62,17 +65,17 @@ def write_report(folder: Path, report: Report, header: Mapping[str, Any]) -> Non
         with replace_when_complete(folder / "report.json") as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         with replace_when_complete(folder / "report.csv") as temporary:
-            temporary.write_text(_table(report.rows), encoding="utf-8", newline="")
+            temporary.write_text(_table(report.rows, str(header["validation"])), encoding="utf-8", newline="")
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as CSV, for a spreadsheet."""
+def _table(rows: Sequence[dict[str, Any]], validation: str) -> str:
+    """The rows as CSV, for a spreadsheet; each says how good the bundle is, for rows are copied one by one."""
     text = io.StringIO(newline="")
     columns = csv.writer(text)
-    columns.writerow(["scan", "status", "seconds", "masks", "ml", "reason or notes"])
+    columns.writerow(["validation", "scan", "status", "seconds", "masks", "ml", "reason or notes"])
     for row in rows:
         told = row.get("reason") or "; ".join(row.get("notes", []))
         ml = "; ".join(f"{name} {volume:g}" for name, volume in row.get("ml", {}).items())
         masks = "; ".join(row.get("masks", []))
-        columns.writerow([row["scan"], row["status"], row.get("seconds", ""), masks, ml, told])
+        columns.writerow([validation, row["scan"], row["status"], row.get("seconds", ""), masks, ml, told])
     return text.getvalue()

@@ -17,6 +17,7 @@ from fewscan.grid import Grid
 from fewscan.labels import LabelTable
 from fewscan.masks import write_overlay
 from fewscan.metrics import confusion, dice, hausdorff95_mm, iou, pixel_accuracy
+from fewscan.metrics.overlap import Counts
 from fewscan.runs.predictor import Predictor
 from fewscan.scans import Case, Scan, match_grid, open_scan, read_label
 
@@ -52,7 +53,7 @@ def score_cases(
     predictor: Predictor,
     settings: Mapping[str, Any],
     cases: Sequence[Case],
-    merged: bool,
+    reading: Mapping[str, Any],
     pictures: Path,
     after_each: Callable[[], object] = lambda: None,
 ) -> list[CaseScore]:
@@ -62,28 +63,64 @@ def score_cases(
         predictor: of the trained bundle.
         settings: the bundle's inference config; its label table maps the values.
         cases: with labels; none that the bundle was trained on.
-        merged: whether everything above 0 in a label is one class.
+        reading: how labels are read, see `label_reading`.
         pictures: path and stem of two PNGs, `_truth.png` and `_mask.png`, of the case with the lowest Dice.
         after_each: called when a case is scored.
     """
     table = LabelTable.from_json(settings["labels"])
     scores: list[CaseScore] = []
-    worst = 2.0
     for case in cases:
-        scan = open_scan(case.image, settings["channels"])
-        started = time.perf_counter()
-        values = predictor(scan)
-        seconds = time.perf_counter() - started
-        truth, grid = read_label(case.label, table, case.structures, merged)
-        truth = match_grid(truth, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
-        answer = table.to_classes(values, f"the mask of {case.name}")
-        score = score_masks(case.name, answer, truth, scan.grid, table.classes, seconds, has_mm=_has_mm(scan))
-        scores.append(score)
-        if score.dice < worst:
-            worst = score.dice
-            _draw(scan, {"truth": table.to_values(truth), "mask": values}, table, pictures, score)
+        scored = score_case(predictor, settings["channels"], table, case, reading)
+        if not scores or scored.score.dice < min(score.dice for score in scores):
+            draw(scored, table, pictures)
+        scores.append(scored.score)
         after_each()
     return scores
+
+
+def label_reading(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How a bundle's train.json says that labels are read, as arguments of `fewscan.scans.read_label`."""
+    return {
+        "merged": bool(config.get("merge_masks")),
+        "unlabelled": config.get("unlabelled"),
+        "sparse": config.get("sparse"),
+    }
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """A case's score and what it was taken from: class indices (i, j, k) on the scan's grid."""
+
+    score: CaseScore
+    scan: Scan
+    answer: NDArray[Any]
+    truth: NDArray[Any]
+
+
+def score_case(
+    predictor: Predictor,
+    channels: Sequence[Mapping[str, Any]],
+    table: LabelTable,
+    case: Case,
+    reading: Mapping[str, Any],
+    part: tuple[slice, ...] = (slice(None),) * 3,
+) -> ScoredCase:
+    """Segment one case as `fewscan segment` does and score it; with `part` only these voxels (i, j, k) count.
+
+    Voxels that nobody annotated count nowhere; where there are any, surfaces end at them, so there is no HD95.
+    """
+    scan = open_scan(case.image, channels)
+    started = time.perf_counter()
+    values = predictor(scan)
+    seconds = time.perf_counter() - started
+    truth, grid = read_label(case.label, table, case.structures, **reading)
+    truth = match_grid(truth, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
+    answer = table.to_classes(values, f"the mask of {case.name}")
+    has_mm = _has_mm(scan) and truth[part].min() >= 0
+    score = score_masks(
+        case.name, answer[part], truth[part], scan.grid.cropped(part), table.classes, seconds, has_mm=has_mm
+    )
+    return ScoredCase(score, scan, answer, truth)
 
 
 def score_masks(
@@ -98,16 +135,15 @@ def score_masks(
 ) -> CaseScore:
     """Scores of class indices (i, j, k) against others; `has_mm` says whether distances in mm mean something."""
     counts = confusion(answer, truth, classes)
-    per_label = dice(counts)[1:], iou(counts)[1:]
-    nothing = bool(np.isnan(per_label[0]).all())
+    overlap = iou(counts)[1:]
     in_truth, in_answer = counts.sum(axis=1)[1:] > 0, counts.sum(axis=0)[1:] > 0
     both = np.flatnonzero(in_truth & in_answer) + 1
     has_mm = has_mm and min(grid.shape) > 1 and grid.is_orthogonal
     distances = [hausdorff95_mm(answer == label, truth == label, grid) for label in both] if has_mm else []
     return CaseScore(
         case=case,
-        dice=1.0 if nothing else float(np.nanmean(per_label[0])),
-        iou=1.0 if nothing else float(np.nanmean(per_label[1])),
+        dice=mean_dice(counts),
+        iou=1.0 if np.isnan(overlap).all() else float(np.nanmean(overlap)),
         accuracy=pixel_accuracy(counts),
         hd95_mm=float(np.mean(distances)) if distances else None,
         missed=int((in_truth ^ in_answer).sum()),
@@ -115,6 +151,12 @@ def score_masks(
         seconds=seconds,
         mvoxels=answer.size / 1e6,
     )
+
+
+def mean_dice(counts: Counts) -> float:
+    """Over the labels that truth or answer hold; 1 where neither holds any."""
+    per_label = dice(counts)[1:]
+    return 1.0 if np.isnan(per_label).all() else float(np.nanmean(per_label))
 
 
 def _floor(voxels: NDArray[Any]) -> float:
@@ -157,10 +199,11 @@ def _has_mm(scan: Scan) -> bool:
     return scan.format not in ("png", "tiff")
 
 
-def _draw(scan: Scan, maps: Mapping[str, NDArray[Any]], table: LabelTable, pictures: Path, score: CaseScore) -> None:
+def draw(scored: ScoredCase, table: LabelTable, pictures: Path) -> None:
     """`<pictures>_truth.png` and `<pictures>_mask.png`, through the slices where the truth holds most label."""
-    image, cuts = scan.read(), maps["truth"]
-    for name, values in maps.items():
+    scan, score, cuts = scored.scan, scored.score, table.to_values(np.maximum(scored.truth, 0))
+    image = scan.read()
+    for name, values in (("truth", cuts), ("mask", table.to_values(scored.answer))):
         picture = pictures.with_name(f"{pictures.name}_{name}.png")
         title = f"{score.case}: {name}" + (f", Dice {score.dice:.3f}" if name == "mask" else "")
         with replace_when_complete(picture) as temporary:

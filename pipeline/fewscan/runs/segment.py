@@ -17,6 +17,7 @@ from fewscan.errors import BundleError, FewscanError, first_line
 from fewscan.files import replace_when_complete
 from fewscan.labels import LabelTable
 from fewscan.masks import FORMATS, check_format, default_format, write_mask, write_overlay
+from fewscan.runs.estimate import fold_models, in_words
 from fewscan.runs.ledger import Ledger
 from fewscan.runs.predictor import Predictor, read_settings
 from fewscan.runs.report import Report, failed_row, write_report
@@ -35,6 +36,7 @@ def segment(
     device: str | None = None,
     dry_run: bool = False,
     overlays: bool = True,
+    ensemble: bool = False,
 ) -> Report:
     """Segment every scan of a folder (or one scan) with a trained bundle.
 
@@ -51,6 +53,8 @@ def segment(
         device: for example "cpu" or "cuda:1"; None takes the bundle's own choice (a GPU where there is one).
         dry_run: only say what would be done.
         overlays: whether a PNG for the eye is written beside each mask.
+        ensemble: let the models of the folds that `fewscan validate` trained decide together, by the mean of their
+            softmaxes, instead of the bundle's own.
 
     Raises:
         FewscanError: nothing could be begun: no scans, an untrained bundle, an impossible format, colliding names.
@@ -59,14 +63,18 @@ def segment(
     table = LabelTable.from_json(settings["labels"])
     found = find_scans(source, settings["channels"], include, exclude, output)
     report = Report(skipped=found.skipped)
+    validation = in_words(bundle, found.scans, ensemble)
+    if not dry_run:
+        print(f"{bundle.resolve().name}: {validation}")
     _say_what_was_found(source, found.scans, found.skipped)
     wanted = {scan: tuple(formats) or (default_format(scan),) for scan in found.scans}
     for scan in found.scans:
         for name in wanted[scan]:
             check_format(name, scan)
     refuse_equal_names(found.scans)
+    members = fold_models(bundle) if ensemble else ()
     weights = bundle / "models" / "model.pt"
-    if not weights.exists():
+    if not members and not weights.exists():
         raise BundleError(f"{weights}: is missing, so this bundle is not trained; run `fewscan train {bundle}` first")
     for item in found.skipped:
         if item.failed:
@@ -77,7 +85,7 @@ def segment(
             for scan in found.scans
         ]
         return report
-    predictor = Predictor(bundle, device)
+    predictor = Predictor(bundle, device, members)
     ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays})
     ledger.open(source)
     bar = tqdm(found.scans, unit="scan", smoothing=0.1)
@@ -89,7 +97,7 @@ def segment(
         report.interrupted = True
     finally:
         bar.close()
-        header = {"run": ledger.run, **ledger.spec, "validation": predictor.validation}
+        header = {"validation": validation, "run": ledger.run, **ledger.spec}
         write_report(output / "fewscan", report, header)
     return report
 

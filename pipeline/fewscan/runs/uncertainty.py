@@ -26,6 +26,7 @@ from fewscan.network_grid import to_scan_grid
 from fewscan.networks.sampling import dropout_layers, dropout_on, mean_and_variance
 from fewscan.runs.predictor import Predictor, read_settings
 from fewscan.runs.report import Report, failed_row
+from fewscan.runs.score import label_reading
 from fewscan.scans import Case, Scan, Skipped, find_cases, find_scans, match_grid, open_scan, read_label
 from fewscan.scans.find import MARKER, refuse_equal_names
 from fewscan.training.material import name_structures
@@ -92,9 +93,9 @@ def uncertainty(
     table = LabelTable.from_json(settings["labels"])
     case_of: dict[Scan, Case] = {}
     training = bundle / "configs" / "train.json"
-    merged = training.exists() and bool(read_json(training).get("merge_masks"))
+    reading = label_reading(read_json(training) if training.exists() else {})
     if score:
-        case_of, skipped, failed = _find_labelled(source, merged, settings, include, exclude)
+        case_of, skipped, failed = _find_labelled(source, reading["merged"], settings, include, exclude)
         scans = list(case_of)
     else:
         found = find_scans(source, settings["channels"], include, exclude, output)
@@ -108,7 +109,7 @@ def uncertainty(
     spec = {**predictor.spec, "samples": samples, "dropout_seed": seed}
     _open(output, spec)
     _remove_former(output)
-    run = _Run(predictor, table, output, samples, seed, merged)
+    run = _Run(predictor, table, output, samples, seed, reading)
     report = Report(skipped=skipped)
     report.rows += [{"scan": "", "status": "failed", "reason": reason} for reason in failed]
     bar = tqdm(total=len(scans) * samples, unit="pass", smoothing=0.1)
@@ -146,7 +147,8 @@ class _Run:
     output: Path
     samples: int
     seed: int
-    merged: bool
+    reading: Mapping[str, Any]
+    """How labels are read, see `fewscan.runs.score.label_reading`."""
 
 
 def _one(scan: Scan, case: Case | None, run: _Run, after_each: Callable[[], object]) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def _mapped(scan: Scan, case: Case | None, run: _Run, after_each: Callable[[], o
     """Write the files of one scan, all or none; their names and its figures."""
     truth = None
     if case is not None:  # first, for it fails sooner than the sampling
-        truth, grid = read_label(case.label, run.table, case.structures, run.merged)
+        truth, grid = read_label(case.label, run.table, case.structures, **run.reading)
         truth = match_grid(truth, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
     mean, variance = _sampled(scan, run, after_each)
     answer = mean.argmax(axis=0)
@@ -181,7 +183,9 @@ def _mapped(scan: Scan, case: Case | None, run: _Run, after_each: Callable[[], o
         "files": [file.relative_to(run.output).as_posix() for file in files],
         "mean_variance": float(variance.mean(dtype=np.float64)),
     }
-    return told if truth is None else {**told, **_figures(variance, answer != truth)}
+    if truth is None or not (truth >= 0).any():
+        return told
+    return {**told, **_figures(variance[truth >= 0], (answer != truth)[truth >= 0])}
 
 
 def _sampled(
@@ -233,9 +237,9 @@ def _draw(
     panels = [("answer", image, values, table)]
     title = scan.name
     if truth is not None:
-        wrong = (answer != truth).astype(np.uint8)
+        wrong = ((answer != truth) & (truth >= 0)).astype(np.uint8)
         panels.append(("errors", image, wrong, _WRONG))
-        title += f": {100 * wrong.mean():.1f} % of the voxels are wrong"
+        title += f": {100 * wrong.sum() / max(1, (truth >= 0).sum()):.1f} % of the voxels are wrong"
     panels.append(("variance", variance[None], nothing, table))
     with replace_when_complete(picture) as temporary:
         write_side_by_side(panels, scan.grid, temporary, title, cuts_by=values)

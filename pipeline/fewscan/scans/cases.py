@@ -40,7 +40,8 @@ class Cases:
     """What a data folder holds, and which rule says so.
 
     `channels` and `labels` are rows as a bundle keeps them; `labels` is None where the data does not name them.
-    `merged` is the name of the one class that everything above 0 becomes, None without merging.
+    `merged` is the name of the one class that everything above 0 becomes, None without merging. `undecided` is the
+    value of voxels in label files that nobody decided, None where there is none.
     """
 
     cases: tuple[Case, ...]
@@ -50,6 +51,7 @@ class Cases:
     rule: str
     skipped: tuple[Skipped, ...] = ()
     merged: str | None = None
+    undecided: int | None = None
 
 
 def seed_labels(cases: Cases) -> list[dict[str, Any]]:
@@ -67,7 +69,7 @@ def seed_labels(cases: Cases) -> list[dict[str, Any]]:
     seen: set[int] = set()
     for case in cases.cases:
         for path in case.label:
-            values = _classes_in(path)
+            values = _classes_in(path, cases.undecided)
             strangers = [] if listed is None else sorted(set(values) - listed)
             if strangers:
                 raise LabelError(
@@ -137,8 +139,9 @@ def entry_stem(path: Path) -> str:
     return path.name if format_of(path) is None else stem_of(path)
 
 
-def _classes_in(path: Path) -> list[int]:
+def _classes_in(path: Path, undecided: int | None = None) -> list[int]:
     values = np.unique(read_values(path)[0])
+    values = values[values != undecided] if undecided is not None else values
     if len(values) > MOST_VALUES:
         raise LabelError(
             f"{path}: holds {len(values)} different values; are they numbers of objects, or a picture's shades? "

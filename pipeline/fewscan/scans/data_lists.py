@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,26 @@ def cases_of_list(
         raise PairingError(f"{path}: images have {' and '.join(map(str, sorted(counts)))} channels; give all the same")
     if not rows:
         rows = _listed_channels(path, listing, [case.image for case in (*cases, *unlabelled)])
-    return ordered_cases(cases, unlabelled, rows, listed_labels(path, listing), rule, left)
+    found = ordered_cases(cases, unlabelled, rows, listed_labels(path, listing), rule, left)
+    return replace(found, undecided=undecided_value(listing))
+
+
+def list_entry(case: Case, root: Path) -> dict[str, Any]:
+    """A labelled case as MONAI's lists have it, with paths relative to `root`."""
+
+    def listed(paths: Sequence[Path]) -> Any:
+        names = [relative(path, root) for path in paths]
+        return names[0] if len(names) == 1 else names
+
+    return {"image": listed(case.image), "label": listed(case.label)}
+
+
+def relative(path: Path, folder: Path) -> str:
+    """The path as seen from a folder; as it is where they lie on two drives of Windows."""
+    try:
+        return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+    except ValueError:
+        return str(path.absolute())
 
 
 def is_nnunet(path: Path, listing: dict[str, Any]) -> bool:
@@ -102,7 +123,7 @@ def _listed_channels(path: Path, listing: dict[str, Any], images: list[tuple[Pat
 
 
 def listed_labels(path: Path, listing: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """Rows from `labels`, the Decathlon's {"1": "name"} or nnU-Net's {"name": 1}; background left out."""
+    """Rows from `labels`, the Decathlon's {"1": "name"} or nnU-Net's {"name": 1}; without background and "ignore"."""
     named = listing.get("labels")
     if not isinstance(named, dict) or not named:
         return None
@@ -111,16 +132,20 @@ def listed_labels(path: Path, listing: dict[str, Any]) -> list[dict[str, Any]] |
         if isinstance(value, list):
             raise LabelError(f"{path}: the label {key!r} is a region of several values; list single values")
         name, number = (value, key) if isinstance(value, str) else (key, value)
-        if name == "ignore":
-            raise LabelError(
-                f"{path}: the label 'ignore' ({number}) marks voxels that nobody decided, which is not supported; "
-                f"decide them in the label files and take the entry out of `labels`, or rename it to learn it too"
-            )
+        if name == "ignore":  # see `undecided_value`
+            continue
         try:
             rows.append({"value": int(number), "name": str(name)})
         except (TypeError, ValueError) as problem:
             raise LabelError(f"{path}: the label {key!r}: {value!r} has no whole number") from problem
     return sorted((row for row in rows if row["value"] != 0), key=lambda row: int(str(row["value"])))
+
+
+def undecided_value(listing: dict[str, Any]) -> int | None:
+    """The value of nnU-Net's label `ignore`, which marks voxels that nobody decided; None without one."""
+    named = listing.get("labels")
+    value = named.get("ignore") if isinstance(named, dict) else None
+    return value if isinstance(value, int) else None
 
 
 def channels_by_ends(images: Sequence[tuple[Path, ...]], where: str) -> list[dict[str, Any]]:

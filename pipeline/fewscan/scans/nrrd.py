@@ -20,11 +20,7 @@ def open_nrrd(path: Path, name: str, channels: Sequence[str] = ("image",), label
     Several channels are the components of a voxel, or lie along the fourth axis. Raises ScanError where the file is
     broken, is a segmentation (unless `label`), or holds another number of channels.
     """
-    reader = _reader(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as problem:
-        raise ScanError(f"{path}: cannot be read as NRRD or MetaImage ({_last_line(problem)})") from problem
+    reader = itk_reader(path)
     if not label and any(key.startswith("Segmentation_") or key == "Segment0_ID" for key in reader.GetMetaDataKeys()):
         raise ScanError(f"{path}: is a segmentation of 3D Slicer, not a scan")
     size = tuple(int(n) for n in reader.GetSize())
@@ -46,10 +42,7 @@ def read_nrrd(scan: Scan) -> NDArray[Any]:
     """The voxels (channel, i, j, k) of a scan that `open_nrrd` gave."""
     import SimpleITK
 
-    try:
-        image = _reader(scan.files[0]).Execute()
-    except RuntimeError as problem:
-        raise ScanError(f"{scan.files[0]}: the file is cut short or damaged ({_last_line(problem)})") from problem
+    image = itk_image(scan.files[0])
     data: NDArray[Any] = SimpleITK.GetArrayFromImage(image)
     if np.iscomplexobj(data):
         raise ScanError(f"{scan.files[0]}: holds complex numbers; save one real number a voxel")
@@ -80,12 +73,26 @@ def _grid(path: Path, size: tuple[int, ...], reader: Any) -> tuple[Grid, tuple[s
     return grid, ()
 
 
-def _reader(path: Path) -> Any:
+def itk_reader(path: Path) -> Any:
+    """SimpleITK's reader of a file, its header read. Raises ScanError where that is broken."""
     import SimpleITK
 
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as problem:
+        raise ScanError(f"{path}: cannot be read as NRRD or MetaImage ({_last_line(problem)})") from problem
     return reader
+
+
+def itk_image(path: Path) -> Any:
+    """SimpleITK's image in a file. Raises ScanError where the file is broken."""
+    reader = itk_reader(path)
+    try:
+        return reader.Execute()
+    except RuntimeError as problem:
+        raise ScanError(f"{path}: the file is cut short or damaged ({_last_line(problem)})") from problem
 
 
 def _last_line(problem: BaseException) -> str:

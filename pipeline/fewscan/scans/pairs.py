@@ -12,7 +12,14 @@ from fewscan.errors import PairingError
 from fewscan.labels import parse_ctbl
 from fewscan.scans.cases import MOST_VALUES, Case, Cases, case_name, entry_stem, ordered_cases
 from fewscan.scans.content import Content
-from fewscan.scans.data_lists import cases_of_list, channels_by_ends, is_nnunet, listed_labels, read_json
+from fewscan.scans.data_lists import (
+    cases_of_list,
+    channels_by_ends,
+    is_nnunet,
+    listed_labels,
+    read_json,
+    undecided_value,
+)
 from fewscan.scans.names import IMAGE_FOLDERS, format_of, image_key, is_label_name, label_key
 from fewscan.scans.open import Channels, open_file
 from fewscan.scans.scan import Skipped
@@ -76,7 +83,8 @@ def _by_layout(content: Content, rows: list[dict[str, Any]], merge: str | None) 
     for rule in rules:
         found = rule(content, rows, merge)
         if found is not None and found.cases:  # a dataset.json beside another layout still names the labels
-            return replace(found, labels=found.labels or listed_labels(description, listing))
+            labels = found.labels or listed_labels(description, listing)
+            return replace(found, labels=labels, undecided=undecided_value(listing))
     return None
 
 
@@ -97,7 +105,9 @@ def _by_dataset_json(content: Content, path: Path, rows: list[dict[str, Any]]) -
     pairs = _match(content, grouped, labels, lambda path: [entry_stem(path)])
     if not pairs[0]:
         raise PairingError(f"{path}: no file in imagesTr has a label of its name in labelsTr")
-    return ordered_cases(*pairs[:2], rows, listed_labels(path, listing), "dataset.json (nnU-Net)", [*left, *pairs[2]])
+    left = [*left, *pairs[2]]
+    found = ordered_cases(*pairs[:2], rows, listed_labels(path, listing), "dataset.json (nnU-Net)", left)
+    return replace(found, undecided=undecided_value(listing))
 
 
 def _by_patterns(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from ignite.engine import Engine, Events
@@ -19,15 +17,25 @@ from monai.engines import Evaluator
 from torch import nn
 from tqdm import tqdm
 
-from fewscan.bundle import settings_difference
 from fewscan.errors import BundleError
 from fewscan.files import replace_when_complete, sha256
+from fewscan.training.average import HALF
+from fewscan.training.checkpoint import read_state, refuse_trained, write_state
+from fewscan.training.final import FinalWeights
+from fewscan.training.history import History, TensorBoardLog
 from fewscan.training.patches import StepSampler
+from fewscan.training.plateau import has_plateaued
+from fewscan.training.progress import Progress
+from fewscan.training.ranks import largest, leave_ranks
+from fewscan.training.seeds import seed_step
 from fewscan.training.stages import ORIGIN, load_coarser
+from fewscan.training.step import TrainingStep
+from fewscan.training.stop import STOPPED, StopSignals
 
-STEPS_TO_TIME = 10
-STEPS_TO_KEEP = 10
-"""Steps whose mean loss is one line of the history."""
+SECONDS_TO_SAVE = 300
+"""Most time between two states, where epochs are longer."""
+LAST_PART = 0.1
+"""Share of a training shortened at a plateau that is left after it, for the rate of learning to fall."""
 
 
 class TrainingRun:
@@ -35,15 +43,21 @@ class TrainingRun:
 
     The learning rate rises over the first 2 % of the training and then falls as (1 - done) ^ 0.9. Done is the share
     of the epochs or, with `minutes`, of the time: then the number of epochs does not count, the rate of ten steps
-    tells how many steps fit, and the training ends when the time is over.
+    tells how many steps fit, and the training ends when the time is over. A training by epochs is shortened where its
+    loss has been at a plateau for `patience` epochs: nine tenths count as done then, so that the rate still falls.
 
-    After each epoch `training_state.pt` is written (temporary file, then rename): network, optimiser, scaler, epoch,
-    time spent and the random state. A run that finds it goes on from there and ends with the same weights as one
-    that was never interrupted (with `epochs`; with `minutes` the number of steps depends on the machine).
-    `history.csv` then also gets the mean loss of every ten steps, and the score where one was taken. At the end
-    `model.pt` gets the network's weights alone and the state is removed. A trained `model.pt` is never overwritten
-    unless `overwrite` says so. The held-out cases are scored once more at the end, so that the score in
-    `training.json` is that of `model.pt`.
+    After each epoch, and every five minutes, `training_state.pt` is written (temporary file, then rename). A run that
+    finds it goes on from that step and ends with the same weights as one that was never interrupted (with `epochs`;
+    with `minutes` the number of steps depends on the machine). Asked to stop (see `fewscan.training.stop`), it ends
+    the running step, writes the state and exits with code 75, or after Ctrl-C as KeyboardInterrupt; in the last step
+    of an epoch after its validation.
+
+    At the end `model.pt` gets the network's weights alone, averaged over the steps and with batch-norm statistics
+    recomputed (see `fewscan.training.average`), and the state is removed. Held-out cases are scored with what would be
+    written at that step. They are scored once more at the end, so that the score in `training.json` is that of
+    `model.pt`, which nothing was chosen by; `best.pt` has the weights with the highest score on the way, and that
+    score is optimistic. `history.csv` and `training.html` get the mean loss of every ten steps, and the scores. A
+    trained `model.pt` is never overwritten unless `overwrite` says so.
 
     Args:
         network, optimizer: what is trained.
@@ -56,6 +70,10 @@ class TrainingRun:
             was written with others is refused; `training.json` keeps them.
         start_from: file with the weights of a coarser FCN, from which this one goes on (see `fewscan.training.stages`);
             relative to the current folder. Its hash is one of the settings.
+        step: the trainer's `iteration_update`, which knows how far a lack of memory has lowered it.
+        patience: epochs at a plateau, one after the other, that shorten a training by epochs; None for never.
+        average: whether weights are averaged; False writes those of the last step.
+        tensorboard: whether `folder`/tensorboard gets the history too; needs tensorboard.
     """
 
     def __init__(
@@ -69,24 +87,39 @@ class TrainingRun:
         overwrite: bool = False,
         settings: Mapping[str, Any] | None = None,
         start_from: str | None = None,
+        step: TrainingStep | None = None,
+        patience: int | None = None,
+        average: bool = True,
+        tensorboard: bool = False,
     ) -> None:
         self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
         self.optimizer, self.sampler, self.folder = optimizer, sampler, Path(folder)
         self.validator, self.minutes, self.overwrite = validator, minutes, overwrite
         self.settings: dict[str, Any] = json.loads(json.dumps(settings or {}))  # tuples as files give them back: lists
         self.start_from = None if start_from is None else Path(start_from)
+        self.step, self.patience, self.average, self.tensorboard = step, patience, average, tensorboard
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.spent = self._started = self._first_done = self._clock = 0.0
-        self._first_step: int | None = None
-        self._scored_step = -1
-        self._bar: tqdm[Any] | None = None
-        self._history: list[dict[str, Any]] = []
-        self._losses: list[float] = []
+        self.history, self.seed = History(), 0
+        self.best: dict[str, Any] | None = None
+        self.shortened_to: int | None = None
+        """Epochs, where a plateau has shortened the training."""
+        self.spent = self._started = self._clock = self._saved = 0.0
+        self._flat_epochs, self._scored_step = 0, -1
+        self._learning = self._finished = False
+        self._final = FinalWeights(self.network, sampler, step, average)
+        self._signals = StopSignals()
+        self._progress: Progress | None = None
+        self._log: TensorBoardLog | None = None
 
     @property
     def is_writer(self) -> bool:
         """Whether this process writes files and the bar: rank 0."""
         return self.sampler.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """Of the network."""
+        return next(self.network.parameters()).device
 
     def attach(self, engine: Engine) -> None:
         """Called by MONAI."""
@@ -98,7 +131,67 @@ class TrainingRun:
         engine.add_event_handler(Events.COMPLETED, self._finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop)
         if self.validator is not None:
+            self.validator.add_event_handler(Events.STARTED, lambda: self._final.wear(engine))
             self.validator.add_event_handler(Events.COMPLETED, lambda: self._scored(engine))
+
+    # --- begin -------------------------------------------------------------------------------------------------------
+
+    def _start(self, engine: Engine) -> None:
+        self._started = self._saved = time.monotonic()
+        self.seed = torch.initial_seed()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state_file, model_file = self.folder / "training_state.pt", self.folder / "model.pt"
+        if not self.overwrite:
+            refuse_trained(model_file, state_file)
+        if self.start_from is not None:
+            load_coarser(self.network, self.start_from, self.settings)
+            self.settings[ORIGIN] = sha256(self.start_from)
+        state = read_state(state_file, self._all_settings(), self.overwrite)
+        if state is not None:
+            self._resume(engine, state_file, state)
+        if self.minutes is not None:
+            engine.state.max_epochs = sys.maxsize  # the time alone ends it
+        self._signals.listen()
+        if self.is_writer:
+            if self.tensorboard:
+                self._log = TensorBoardLog(self.folder / "tensorboard", engine.state.iteration)
+            total = None if self.minutes is not None else self._total_steps(engine)
+            cpu = f"{torch.get_num_threads()} threads"
+            name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu
+            tqdm.write(f"training on {self.device} ({name}), in {self.folder}")
+            self._progress = Progress(engine.state.iteration, total)
+
+    def _all_settings(self) -> dict[str, Any]:
+        """What decides the outcome, beyond the bundle's settings."""
+        return {"patches an epoch": self.sampler.items, "average_weights": self.average, **self.settings}
+
+    def _resume(self, engine: Engine, file: Path, state: Mapping[str, Any]) -> None:
+        try:
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self._final.average is not None:
+                self._final.average.load(state["average"])
+            if self.step is not None and state["memory"] is not None:
+                self.step.load(state["memory"])
+            if getattr(engine, "scaler", None) is not None and state["scaler"] is not None:
+                engine.scaler.load_state_dict(state["scaler"])
+            self.history.load(state["history"])
+            engine.state.iteration, self.spent, self.seed = state["step"], state["spent"], state["seed"]
+            self.best, self._flat_epochs, self.shortened_to = (
+                state[name] for name in ("best", "flat_epochs", "shortened_to")
+            )
+        except (RuntimeError, ValueError, KeyError, TypeError) as problem:
+            raise BundleError(
+                f"{file}: does not fit the network or its optimizer, which were changed since (or fewscan was); "
+                "restore the former ones to resume, or remove the file to train from the start"
+            ) from problem
+        engine.state.epoch = engine.state.iteration // engine.state.epoch_length
+        engine.state.max_epochs = self.shortened_to or engine.state.max_epochs
+        self._clock = self.spent
+        if self.is_writer:
+            tqdm.write(f"resuming after step {state['step']}, {state['spent'] / 60:.1f} minutes of training")
+
+    # --- steps -------------------------------------------------------------------------------------------------------
 
     def done(self, engine: Engine) -> float:
         """Share of the training that is over, 0 to 1."""
@@ -109,185 +202,124 @@ class TrainingRun:
     def _elapsed(self) -> float:
         return self.spent + time.monotonic() - self._started
 
-    def _start(self, engine: Engine) -> None:
-        self._started = time.monotonic()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state_file, model_file = self.folder / "training_state.pt", self.folder / "model.pt"
-        if model_file.exists() and not state_file.exists() and not self.overwrite:
-            raise BundleError(
-                f"{model_file}: this bundle is trained already; give `--overwrite` (plain MONAI: `--overwrite True`) "
-                "to train it anew, or plan a new bundle"
-            )
-        if self.start_from is not None:
-            load_coarser(self.network, self.start_from, self.settings)
-            self.settings[ORIGIN] = sha256(self.start_from)
-        if state_file.exists():
-            self._resume(engine, state_file)
-        if self.minutes is not None:
-            engine.state.max_epochs = sys.maxsize  # the time alone ends it
-        if self.is_writer:
-            total = None if self.minutes is not None else self._total_steps(engine)
-            often = 0.2 if sys.stderr.isatty() else 15.0  # seconds; a log file needs fewer lines than a screen
-            device = next(self.network.parameters()).device
-            cpu = f"{torch.get_num_threads()} threads"
-            name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-            tqdm.write(f"training on {device} ({name}), in {self.folder}")
-            self._bar = tqdm(
-                total=total, initial=engine.state.iteration, unit="step", smoothing=0.05, mininterval=often
-            )
-
-    def _resume(self, engine: Engine, file: Path) -> None:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as problem:
-            raise BundleError(f"{file}: is no complete training state; remove it to train from the start") from problem
-        difference = self._differs_from(state)
-        if difference is not None and self.overwrite:
-            return  # that training is replaced, by the end of the first epoch
-        if difference is not None:
-            raise BundleError(
-                f"{file}: was written with {difference}; restore the former settings to resume, or give `--overwrite` "
-                "(plain MONAI: `--overwrite True`) to train from the start"
-            )
-        try:
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as problem:
-            raise BundleError(
-                f"{file}: does not fit the network or its optimizer, which were changed since; restore the former "
-                "settings to resume, or remove the file to train from the start"
-            ) from problem
-        if getattr(engine, "scaler", None) is not None and state["scaler"] is not None:
-            engine.scaler.load_state_dict(state["scaler"])
-        engine.state.epoch, self.spent = state["epoch"], state["spent"]
-        self._history = list(state.get("history", []))
-        self._clock = self.spent
-        engine.state.iteration = state["epoch"] * engine.state.epoch_length
-        torch.set_rng_state(state["random"])
-        if torch.cuda.is_available() and state["random_cuda"]:
-            with contextlib.suppress(RuntimeError):  # another number of GPUs: their dropout differs then
-                torch.cuda.set_rng_state_all(state["random_cuda"])
-        if self.is_writer:
-            tqdm.write(f"resuming after epoch {state['epoch']}, {state['spent'] / 60:.1f} minutes of training")
-
-    def _differs_from(self, state: Mapping[str, Any]) -> str | None:
-        """In words, what decides the outcome and was otherwise when the state was written."""
-        before = {"patches an epoch": state["items"], **state.get("settings", {})}
-        return settings_difference(before, {"patches an epoch": self.sampler.items, **self.settings})
+    def _total_steps(self, engine: Engine) -> int:
+        return int(engine.state.max_epochs * engine.state.epoch_length)
 
     def _start_epoch(self, engine: Engine) -> None:
         self.sampler.epoch = engine.state.epoch - 1
+        begun = engine.state.iteration % engine.state.epoch_length  # steps, where it was interrupted
+        self.sampler.skip = begun * (len(self.sampler) // engine.state.epoch_length)
 
     def _before_step(self, engine: Engine) -> None:
+        self._learning = True
+        seed_step(self.seed, engine.state.iteration, self.sampler.rank)
         done = self.done(engine)
         factor = min(1.0, (done + 0.002) / 0.02) * (1 - done) ** 0.9
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
     def _after_step(self, engine: Engine) -> None:
-        step, now = engine.state.iteration, time.monotonic()
-        if self._first_step is None:
-            self._first_step, self._first_done = step, now
-        if self._bar is not None:
-            loss = float(engine.state.output["loss"].detach())
-            self._losses.append(loss)
-            if len(self._losses) == STEPS_TO_KEEP:
-                self._keep_losses(engine)
-            timed = step - self._first_step
-            if timed >= STEPS_TO_TIME:
-                seconds = (now - self._first_done) / timed
-                self._bar.total = self._expected_steps(engine, seconds)
-                if timed == STEPS_TO_TIME:
-                    self._announce(self._bar.total, step, seconds)
-            held_out = "".join(f", Dice {score:.3f}" for score in self.scores().values())
-            self._bar.set_postfix_str(f"epoch {engine.state.epoch}, loss {loss:.3f}{held_out}", refresh=False)
-            self._bar.update()
+        if self._final.average is not None:
+            self._final.average.update(self.network, engine.state.iteration)
+        if self.is_writer:
+            self._show(engine)
+        self._learning = False
+        # by their own clocks, ranks would learn at different rates, and stop in different steps
+        clock, asked = largest([self._elapsed(), self._signals.asked], self.sampler.ranks, self.device)
         if self.minutes is not None:
-            self._clock = self._common_time()
-            if self._clock >= 60 * self.minutes:
+            self._clock = clock
+            if clock >= 60 * self.minutes:
                 engine.terminate()
+                return
+        if engine.state.iteration % engine.state.epoch_length == 0:
+            return  # see _after_epoch
+        if asked:
+            self._leave(engine, int(asked))
+        if self.is_writer and time.monotonic() - self._saved > SECONDS_TO_SAVE:
+            self._save(engine)
 
-    def _common_time(self) -> float:
-        """Seconds of training by the clock of rank 0: by their own, ranks would learn at different rates."""
-        elapsed = torch.tensor(self._elapsed(), device=next(self.network.parameters()).device)
-        if self.sampler.ranks > 1:
-            torch.distributed.broadcast(elapsed, src=0)
-        return float(elapsed)
+    def _show(self, engine: Engine) -> None:
+        epoch, step, loss = engine.state.epoch, engine.state.iteration, float(engine.state.output["loss"].detach())
+        self.history.add(loss, epoch, step)
+        if self._progress is not None:
+            total = None if self.minutes is not None else self._total_steps(engine)
+            left = 60 * (self.minutes or 0.0) - self._elapsed()
+            self._progress.show(step, epoch, loss, self.scores(), total, left)
 
-    def _total_steps(self, engine: Engine) -> int:
-        return int(engine.state.max_epochs * engine.state.epoch_length)
+    # --- epochs ------------------------------------------------------------------------------------------------------
 
-    def _expected_steps(self, engine: Engine, seconds: float) -> int:
-        """Of the whole training, at this many seconds a step."""
-        if self.minutes is None:
-            return self._total_steps(engine)
-        return int(engine.state.iteration) + math.ceil(max(0.0, 60 * self.minutes - self._elapsed()) / seconds)
+    def _after_epoch(self, engine: Engine) -> None:
+        self.history.close(engine.state.epoch, engine.state.iteration)
+        self._shorten_at_plateau(engine)
+        self._save(engine)
+        asked = largest([self._signals.asked], self.sampler.ranks, self.device)[0]
+        if asked and engine.state.iteration < self._total_steps(engine):
+            self._leave(engine, int(asked))
 
-    def _announce(self, total: int, step: int, seconds: float) -> None:
-        left = (total - step) * seconds
-        end = time.strftime("%H:%M", time.localtime(time.time() + left))
-        tqdm.write(f"{seconds:.3g} s a step: about {total} steps, done at about {end}, in {left / 60:.1f} minutes")
+    def _shorten_at_plateau(self, engine: Engine) -> None:
+        if self.minutes is not None or self.patience is None or self.shortened_to is not None:
+            return
+        flat = has_plateaued(self.history.losses()) or False
+        self._flat_epochs = self._flat_epochs + 1 if flat else 0
+        enough = largest([self._flat_epochs], self.sampler.ranks, self.device)[0] >= self.patience  # rank 0 knows
+        epochs = math.ceil(engine.state.epoch / (1 - LAST_PART))
+        if enough and epochs < engine.state.max_epochs:
+            self.shortened_to = engine.state.max_epochs = epochs
+            if self.is_writer:
+                tqdm.write(self._ending())
 
-    def _refuse_divergence(self, engine: Engine) -> None:
+    def _ending(self) -> str:
+        """Why the training is shorter than its epochs, in words."""
+        return (
+            f"the loss was at a plateau for {self.patience} epochs: the rate of learning falls to 0 by epoch "
+            f"{self.shortened_to}, which is the last"
+        )
+
+    def _save(self, engine: Engine) -> None:
+        """Write the state of this step, the history and its page."""
         if not all(bool(torch.isfinite(value).all()) for value in self.network.state_dict().values()):
             raise BundleError(
                 f"training went astray by step {engine.state.iteration}: weights are not finite any more; lower "
                 "`learning_rate` in train.json"
             )
-
-    def _after_epoch(self, engine: Engine) -> None:
-        self._refuse_divergence(engine)
         if not self.is_writer:
             return
-        self._keep_losses(engine)
         scaler = getattr(engine, "scaler", None)
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": None if self._final.average is None else self._final.average.parameters,
             "scaler": None if scaler is None else scaler.state_dict(),
-            "epoch": engine.state.epoch,
-            "items": self.sampler.items,
-            "settings": self.settings,
-            "history": self._history,
+            "memory": None if self.step is None else self.step.state(),
+            "step": engine.state.iteration,
+            "settings": self._all_settings(),
+            "history": self.history.state(),
+            "best": self.best,
+            "flat_epochs": self._flat_epochs,
+            "shortened_to": self.shortened_to,
             "spent": self._elapsed(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "seed": self.seed,
         }
-        with replace_when_complete(self.folder / "training_state.pt") as temporary:
-            torch.save(state, temporary)
-        self._write_history()
+        write_state(self.folder / "training_state.pt", state)
+        self._saved = time.monotonic()
+        self._write_history(engine)
 
-    def _keep_losses(self, engine: Engine) -> None:
-        """One line of the history: the mean loss of the steps since the last one."""
-        if self._losses:
-            mean = sum(self._losses) / len(self._losses)
-            self._history.append({"epoch": engine.state.epoch, "step": engine.state.iteration, "loss": mean})
-            self._losses.clear()
+    def _write_history(self, engine: Engine, running: bool = True) -> None:
+        self.history.write_csv(self.folder / "history.csv")
+        if self._log is not None:
+            self._log.write(self.history.lines)
+        state = f"Step {engine.state.iteration}, epoch {engine.state.epoch}, {self._elapsed() / 60:.1f} minutes"
+        told = [f"{state}, on {self.device}: {'as last saved' if running else 'done'}."]
+        told += [f"Of the held-out cases, {name}: {score:.4f}." for name, score in self.scores().items()]
+        told += [f"{note}." for note in self._notes()]
+        self.history.write_page(self.folder / "training.html", told, running)
 
-    def _write_history(self) -> None:
-        text = io.StringIO(newline="")
-        names = dict.fromkeys(["epoch", "step", "loss", *(name for line in self._history for name in line)])
-        table = csv.DictWriter(text, list(names))
-        table.writeheader()
-        table.writerows(self._history)
-        with replace_when_complete(self.folder / "history.csv") as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8", newline="")
+    def _notes(self) -> list[str]:
+        """What happened on the way, in words."""
+        ending = [] if self.shortened_to is None else [self._ending()]
+        return ending + ([] if self.step is None else self.step.notes)
 
-    def _finish(self, engine: Engine) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._refuse_divergence(engine)
-        if self.is_writer:
-            self._keep_losses(engine)
-            weights = {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
-            with replace_when_complete(self.folder / "model.pt") as temporary, temporary.open("wb") as file:
-                torch.save(weights, file)  # to a path, the temporary name would get into the file and its hash
-        if self.validator is not None and self._scored_step != engine.state.iteration:
-            self.validator.run(engine.state.epoch)  # on all ranks: the metric gathers from them
-        if self.is_writer:
-            self._write_history()
-            self._write_record(engine)
-            (self.folder / "training_state.pt").unlink(missing_ok=True)
+    # --- scores ------------------------------------------------------------------------------------------------------
 
     def scores(self) -> dict[str, float]:
         """The latest scores of the held-out cases, by name; empty before the first and where there are no cases."""
@@ -295,10 +327,38 @@ class TrainingRun:
         return {name: float(value) for name, value in metrics.items() if name.startswith("val_")}
 
     def _scored(self, engine: Engine) -> None:
+        assert self.validator is not None
         self._scored_step = engine.state.iteration
-        self._keep_losses(engine)
-        if self._history:
-            self._history[-1].update(self.scores())
+        self.history.score(self.scores(), engine.state.epoch, engine.state.iteration)
+        name = self.validator.state.key_metric_name
+        value = self.scores().get(name, math.nan)
+        if value > (self.best or {}).get(name, -math.inf):
+            self.best = {"epoch": engine.state.epoch, "step": engine.state.iteration, name: value}
+            if self.is_writer:
+                self._final.write(self.folder / "best.pt")
+        if not self._finished:
+            self._final.take_off()
+
+    # --- end ---------------------------------------------------------------------------------------------------------
+
+    def _finish(self, engine: Engine) -> None:
+        if self._progress is not None:
+            self._progress.close()
+        self.history.close(engine.state.epoch, engine.state.iteration)
+        self._save(engine)  # should the scoring be interrupted
+        self._final.wear(engine)
+        self._finished = True
+        if self.is_writer:
+            self._final.write(self.folder / "model.pt")
+        if self.validator is not None and self._scored_step != engine.state.iteration:
+            self.validator.run(engine.state.epoch)  # on all ranks: the metric gathers from them
+        if self.is_writer:
+            self._write_history(engine, running=False)
+            self._write_record(engine)
+            if self.best is None:
+                (self.folder / "best.pt").unlink(missing_ok=True)  # of a training that this one replaces
+            (self.folder / "training_state.pt").unlink(missing_ok=True)
+        self._release()
 
     def _write_record(self, engine: Engine) -> None:
         scores = self.scores()
@@ -306,17 +366,45 @@ class TrainingRun:
             "steps": engine.state.iteration,
             "epochs": engine.state.epoch,
             "minutes": round(self._elapsed() / 60, 2),
-            "device": str(next(self.network.parameters()).device),
+            "minutes_given": self.minutes,
+            "device": str(self.device),
             "threads": torch.get_num_threads(),
             "validation": scores or "none: no case was held out",
+            "weights": f"average, half of it the last {HALF:.0%} of the steps" if self.average else "of the last step",
+            "notes": self._notes(),
             "settings": self.settings,
         }
+        if self.best is not None:
+            why = "chosen by its score on the held-out cases, which is optimistic therefore"
+            record["best"] = {"file": "best.pt", **self.best, "note": why}
         with replace_when_complete(self.folder / "training.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         told = "".join(f", {name} {score:.3f} on held-out cases" for name, score in scores.items())
         tqdm.write(f"trained {record['steps']} steps in {record['minutes']} minutes{told}: {self.folder / 'model.pt'}")
 
+    def _leave(self, engine: Engine, asked: int) -> NoReturn:
+        """Save and exit, as the signal of that number asks for."""
+        self._save(engine)
+        if self.is_writer:
+            tqdm.write(f"saved after step {engine.state.iteration}; the same command goes on from there")
+        self._release()
+        if self.sampler.ranks > 1:
+            leave_ranks()
+        if asked == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(STOPPED)
+
     def _stop(self, engine: Engine, problem: BaseException) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        # the signal may have ended the loader's workers, for whose next batch the trainer then waits in vain
+        waiting = "DataLoader worker" in str(problem) and not self._learning and not self._final.worn
+        if self._signals.asked and waiting and self.sampler.ranks == 1:
+            self._leave(engine, self._signals.asked)
+        self._release()
         raise problem
+
+    def _release(self) -> None:
+        self._signals.release()
+        if self._progress is not None:
+            self._progress.close()
+        if self._log is not None:
+            self._log.close()

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fewscan.errors import FewscanError, PairingError
+from fewscan.grid import Grid
 from fewscan.labels import LabelTable
-from fewscan.scans import Case, Cases, find_cases, format_table, match_grid, open_scan, read_label, seed_labels
+from fewscan.scans import Case, Cases, Scan, find_cases, format_table, match_grid, open_scan, read_label, seed_labels
 from fewscan.scans.cases import entry_stem
-from fewscan.scans.labels import read_values
-
-
-@dataclass(frozen=True)
-class Look:
-    """What one labelled case is like; axes in the order left, posterior, superior."""
-
-    shape: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-    format: str
-    lowest: tuple[float, ...]
-    """Intensity of each channel."""
-    range_of_labels: tuple[tuple[float, float], ...] | None
-    """For each channel the 0.5th and 99.5th percentile of the intensities on labelled voxels; None without any."""
-    voxels: tuple[int, ...]
-    """For each class, the background first."""
-    notes: tuple[str, ...]
+from fewscan.scans.labels import read_instances, read_values
+from fewscan.training.data_page import overlay_png
+from fewscan.training.fingerprint import CaseFingerprint, Fingerprint, percentiles
+from fewscan.training.outliers import Preview
+from fewscan.training.sparse import unlabelled_slices
 
 
 @dataclass(frozen=True)
@@ -42,12 +34,22 @@ class Material:
     cases: Cases
     """Those that can be used."""
     table: LabelTable
-    looks: dict[str, Look]
-    """By the name of the case."""
+    looks: dict[str, CaseFingerprint]
+    """By the name of the case, as the two below."""
+    previews: dict[str, Preview]
+    pictures: dict[str, bytes]
+    """PNG of the label on the image; only where they were asked for."""
     structures: dict[str, str] | None
     """See `name_structures`."""
     failed: tuple[tuple[str, str], ...]
     """Cases left out: (name, why)."""
+
+    def fingerprint(self, names: Sequence[str] | None = None) -> Fingerprint:
+        """Of the named cases, by default of all."""
+        chosen = list(self.looks) if names is None else names
+        channels = tuple(str(channel["name"]) for channel in self.cases.channels)
+        labels = tuple(label.name for label in self.table)
+        return Fingerprint(channels, labels, tuple(self.looks[name] for name in chosen))
 
 
 def read_material(
@@ -58,30 +60,40 @@ def read_material(
     exclude: Sequence[str] = (),
     channels: Sequence[Mapping[str, Any] | str] | None = None,
     merge_masks: str | None = None,
+    undecided: int | None = None,
+    pictures: bool = False,
 ) -> Material:
     """Pair images and labels and read every pair; prints the pairs, and the cases that are left out with the reason.
 
-    The arguments and errors are those of `plan`.
+    The arguments and errors are those of `plan`; `undecided` is its `unlabelled`, `pictures` draws each case.
     """
     cases = find_cases(data, images, labels, include, exclude, channels, merge_masks)
+    if undecided is not None:
+        cases = replace(cases, undecided=undecided)
     print(format_table(cases))
     cases, structures, unnamed = name_structures(cases)
     cases, failed = _without_broken_labels(cases)
     failed = [*unnamed, *failed]
     table = LabelTable.from_json(seed_labels(cases))
-    looks: dict[str, Look] = {}
+    looks: dict[str, CaseFingerprint] = {}
+    previews: dict[str, Preview] = {}
+    drawn: dict[str, bytes] = {}
     for case in tqdm(cases.cases, desc="reading cases", unit="case", leave=False):
         try:
-            looks[case.name] = look(case, cases, table)
+            seen = read_case(case, cases, table)
+            looks[case.name] = seen.fingerprint()
+            previews[case.name] = seen.preview()
+            if pictures:
+                drawn[case.name] = seen.picture()
         except (FewscanError, OSError) as problem:
             failed.append((case.name, str(problem)))
     for name, reason in failed:
         print(f"left out {name}: {reason}")
-    usable = tuple(case for case in cases.cases if case.name in looks)
+    usable = tuple(case for case in cases.cases if case.name in previews)
     if not usable:
         raise PairingError(f"{data}: none of the {len(failed)} labelled cases can be used; the reasons stand above")
     root = data if data.is_dir() else data.parent
-    return Material(root, replace(cases, cases=usable), table, looks, structures, tuple(failed))
+    return Material(root, replace(cases, cases=usable), table, looks, previews, drawn, structures, tuple(failed))
 
 
 def name_structures(cases: Cases) -> tuple[Cases, dict[str, str] | None, list[tuple[str, str]]]:
@@ -136,23 +148,116 @@ def _without_broken_labels(cases: Cases) -> tuple[Cases, list[tuple[str, str]]]:
     return replace(cases, cases=tuple(sound)), failed
 
 
-def look(case: Case, cases: Cases, table: LabelTable) -> Look:
+@dataclass(frozen=True)
+class ReadCase:
+    """An image and its label; axes in the order left, posterior, superior."""
+
+    name: str
+    scan: Scan
+    grid: Grid
+    image: NDArray[Any]
+    """(channel, i, j, k)."""
+    classes: NDArray[np.int32]
+    """(i, j, k), -1 where nobody decided."""
+    instances: NDArray[np.int32] | None
+    """(i, j, k), each object's own number from 1; None where the files hold classes."""
+    table: LabelTable
+
+    def fingerprint(self) -> CaseFingerprint:
+        """The case in numbers."""
+        labelled = self.image[:, self.classes > 0]
+        counted = None if self.instances is None else _touching(self.instances)
+        sparse, classes = unlabelled_slices(self.classes, self.grid.spacing_mm), self.classes
+        if sparse is not None:
+            classes = classes.copy()
+            classes[(slice(None),) * sparse.axis + (sparse.unlabelled,)] = -1
+        counts = np.sum([np.bincount(plane[plane >= 0], minlength=self.table.classes) for plane in classes], axis=0)
+        return CaseFingerprint(
+            name=self.name,
+            shape=self.grid.shape,
+            spacing_mm=self.grid.spacing_mm,
+            format=self.scan.format,
+            lowest=tuple(float(channel.min()) for channel in self.image),
+            intensities=tuple(percentiles(channel) for channel in self.image),
+            on_labels=tuple(percentiles(channel) for channel in labelled) if labelled.size else None,
+            voxels=tuple(int(n) for n in counts),
+            unlabelled=int((classes < 0).sum()),
+            components=tuple(_components(self.classes == label) for label in range(1, self.table.classes)),
+            instances=None if counted is None else counted[0],
+            touching=None if counted is None else counted[1],
+            sparse_axis=None if sparse is None else sparse.axis,
+            sparse_why="" if sparse is None else sparse.why,
+            identity_affine=self.scan.format == "nifti" and np.array_equal(self.scan.grid.affine, np.eye(4)),
+            image_sha256=_digest(*self.image),
+            label_sha256=_digest(self.classes),
+            notes=self.scan.notes,
+        )
+
+    def preview(self) -> Preview:
+        """The case small, to hold it against the others."""
+        return Preview.of(self.image, self.classes > 0)
+
+    def picture(self) -> bytes:
+        """The label on the image as a PNG."""
+        values = self.table.to_values(self.classes.clip(min=0))
+        return overlay_png(self.image, values, self.grid, self.table)
+
+
+def read_case(case: Case, cases: Cases, table: LabelTable) -> ReadCase:
     """Read one case in full; raises where image and label contradict each other or the table."""
     scan = open_scan(case.image, cases.channels)
     image = scan.read()
     if len(image) != len(cases.channels):
         raise PairingError(f"{case.image[0]}: holds {len(image)} channels, where {len(cases.channels)} are expected")
-    classes, grid = read_label(case.label, table, case.structures, cases.merged is not None)
-    classes = match_grid(classes, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
-    lps = scan.grid.reordered(*scan.grid.axes_to_lps())
-    labelled = image[:, classes > 0]
-    ends = [np.percentile(channel, (0.5, 99.5)) for channel in labelled] if labelled.size else None
-    return Look(
-        lps.shape,
-        lps.spacing_mm,
-        scan.format,
-        tuple(float(channel.min()) for channel in image),
-        None if ends is None else tuple((float(low), float(high)) for low, high in ends),
-        tuple(int(n) for n in np.bincount(classes.ravel(), minlength=table.classes)),
-        scan.notes,
-    )
+    axes, flips = scan.grid.axes_to_lps()
+    turn = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
+
+    def placed(label: NDArray[Any], grid: Grid) -> NDArray[np.int32]:
+        fitted = match_grid(label, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
+        return np.ascontiguousarray(fitted.transpose(axes)[turn], dtype=np.int32)
+
+    classes = placed(*read_label(case.label, table, case.structures, cases.merged is not None, cases.undecided))
+    instances = None
+    if cases.merged is not None:
+        numbered, grid = read_instances(case.label, cases.undecided)
+        instances = placed(numbered, grid)
+    image = image.transpose(0, *(axis + 1 for axis in axes))[(slice(None), *turn)]
+    return ReadCase(case.name, scan, scan.grid.reordered(axes, flips), image, classes, instances, table)
+
+
+def _touching(instances: NDArray[np.int32]) -> tuple[int, int] | None:
+    """(instances, those with a voxel next to another's); None of a mask that numbers nothing."""
+    names = np.unique(instances[instances > 0])
+    if len(names) < 2:
+        return None
+    places = np.nonzero(instances > 0)
+    around = np.pad(instances[tuple(slice(at.min(), at.max() + 1) for at in places)], 1)
+    core = around[1:-1, 1:-1, 1:-1]
+    found: set[int] = set()
+    for step in itertools.product((-1, 0, 1), repeat=3):
+        if step > (0, 0, 0):
+            near = around[tuple(slice(1 + s, 1 + s + n) for s, n in zip(step, core.shape, strict=True))]
+            meeting = (core > 0) & (near > 0) & (core != near)
+            found |= {*core[meeting].tolist(), *near[meeting].tolist()}
+    return len(names), len(found)
+
+
+def _components(inside: NDArray[np.bool_]) -> int:
+    """Connected pieces of a mask, corners count."""
+    import SimpleITK as sitk
+
+    places = np.nonzero(inside)
+    if not len(places[0]):
+        return 0
+    box = inside[tuple(slice(at.min(), at.max() + 1) for at in places)]
+    pieces = sitk.ConnectedComponent(sitk.GetImageFromArray(np.ascontiguousarray(box, dtype=np.uint8)), True)
+    return int(sitk.GetArrayViewFromImage(pieces).max())
+
+
+def _digest(*volumes: NDArray[Any]) -> str:
+    """Of shape and values, whatever their type in the file."""
+    digest = hashlib.sha256(str([volume.shape for volume in volumes]).encode())
+    for volume in volumes:
+        for plane in volume:  # plane by plane: no copy of a large volume
+            digest.update(np.ascontiguousarray(plane, dtype=np.float32).data)
+    return digest.hexdigest()

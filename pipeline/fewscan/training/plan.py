@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,19 @@ from typing import Any
 
 from fewscan import __version__
 from fewscan.bundle import refuse_occupied, write_bundle
+from fewscan.errors import BundleError
 from fewscan.labels import LabelTable
 from fewscan.scans import Case, Cases
-from fewscan.training.material import Look, Material, read_material
+from fewscan.scans.data_lists import list_entry, relative
+from fewscan.training.data_page import data_page
+from fewscan.training.fingerprint import FILE, CaseFingerprint
+from fewscan.training.material import Material, read_material
+from fewscan.training.memory import Budget
+from fewscan.training.outliers import Outlier, find_outliers
 from fewscan.training.settings import decide_settings
 from fewscan.training.split import split
+
+PAGE = "docs/data.html"
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ class Plan:
     validation: tuple[Case, ...]
     failed: tuple[tuple[str, str], ...]
     """Cases left out: (name, why)."""
+    outliers: tuple[Outlier, ...] = ()
+    """What to look at before training."""
 
 
 def plan(
@@ -44,6 +54,9 @@ def plan(
     validation: int | None = None,
     seed: int = 0,
     network: str = "unet",
+    budget: str = "cpu",
+    minutes: float | None = None,
+    unlabelled: int | None = None,
 ) -> Plan:
     """Pair images and labels, read every pair, decide, and write the bundle `output`.
 
@@ -56,6 +69,9 @@ def plan(
         validation: cases held out of training to watch it; None for a tenth from ten cases on, else none.
         seed: of the choice of held-out cases and of the training.
         network: "unet", or the baselines "fcn" and "segnet".
+        budget: what the training may use, see `fewscan.training.memory.Budget`.
+        minutes: of the training, instead of `epochs`.
+        unlabelled: the value in label files of voxels that nobody decided.
 
     Returns:
         What was decided. Cases that cannot be used are in `failed`; the others go on.
@@ -64,9 +80,32 @@ def plan(
         PairingError, LabelError, BundleError: nothing can be planned.
     """
     refuse_occupied(output)
-    material = read_material(data, images, labels, include, exclude, channels, merge_masks)
+    if minutes is not None and minutes <= 0:
+        raise BundleError(f"--minutes has to be more than 0, not {minutes:g}")
+    spend = Budget.of(budget)
+    material = read_material(
+        data, images, labels, include, exclude, channels, merge_masks, undecided=unlabelled, pictures=True
+    )
     training, held_out, why = split(material.cases.cases, validation, seed)
-    return write_plan(material, output, training, held_out, why, dims=dims, window=window, seed=seed, network=network)
+    fingerprint = material.fingerprint()
+    outliers = find_outliers(fingerprint, material.previews)
+    parts = {case.name: part for part, held in (("training", training), ("validation", held_out)) for case in held}
+    page = data_page(fingerprint, outliers, material.pictures, parts, material.failed)
+    return write_plan(
+        material,
+        output,
+        training,
+        held_out,
+        why,
+        dims=dims,
+        window=window,
+        seed=seed,
+        network=network,
+        budget=spend,
+        settings={} if minutes is None else {"minutes": minutes},
+        outliers=outliers,
+        documents={PAGE: page},
+    )
 
 
 def write_plan(
@@ -81,7 +120,10 @@ def write_plan(
     window: Sequence[float] | None = None,
     seed: int = 0,
     network: str = "unet",
+    budget: Budget | None = None,
     settings: Mapping[str, Any] | None = None,
+    outliers: Sequence[Outlier] = (),
+    documents: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide, and write the bundle `output`.
 
@@ -92,43 +134,42 @@ def write_plan(
         why: how these were parted, in words.
         decide_by: the cases that settings are decided by; None for all.
         dims, window, seed, network: as for `plan`.
+        budget: what the training may use; None for two CPU cores.
         settings: further ones of train.json by name, for example `minutes`.
+        outliers: cases to look at, which the plan lists.
+        documents: further texts by their path in the bundle.
     """
     cases, table = material.cases, material.table
-    seen = [material.looks[case.name] for case in (cases.cases if decide_by is None else decide_by)]
-    decided, reasons = decide_settings(seen, cases, table, dims, window, network)
+    fingerprint = material.fingerprint([case.name for case in (cases.cases if decide_by is None else decide_by)])
+    decided, reasons = decide_settings(fingerprint, cases, table, dims, window, network, budget)
     if material.structures is not None:
         reasons["structures"] = "one mask per structure; the file's stem says which label it is"
     reasons["validation"] = why
     decided |= {"merge_masks": cases.merged is not None, "structures": material.structures, "seed": seed}
-    decided |= {"dataset_dir": _relative(material.root.resolve(), output.resolve()), **(settings or {})}
-    result = Plan(decided, reasons, tuple(training), tuple(held_out), material.failed)
+    decided |= {"dataset_dir": relative(material.root.resolve(), output.resolve()), **(settings or {})}
+    reasons["schedule"] = _schedule(decided)
+    result = Plan(decided, reasons, tuple(training), tuple(held_out), material.failed, tuple(outliers))
     datalist = {
         "description": f"paired by {cases.rule}",
-        "training": [_entry(case, material.root) for case in training],
-        "validation": [_entry(case, material.root) for case in held_out],
+        "training": [list_entry(case, material.root) for case in training],
+        "validation": [list_entry(case, material.root) for case in held_out],
     }
-    write_bundle(output, decided, datalist, {"docs/plan.md": _document(result, material.looks, cases, table)}, network)
+    texts = {
+        **(documents or {}),
+        "docs/plan.md": _document(result, material.looks, cases, table),
+        FILE: json.dumps(fingerprint.to_json(), indent=1) + "\n",
+    }
+    write_bundle(output, decided, datalist, texts, network)
     return result
 
 
-def _entry(case: Case, root: Path) -> dict[str, Any]:
-    def listed(paths: Sequence[Path]) -> Any:
-        names = [_relative(path, root) for path in paths]
-        return names[0] if len(names) == 1 else names
-
-    return {"image": listed(case.image), "label": listed(case.label)}
+def _schedule(settings: Mapping[str, Any]) -> str:
+    if settings.get("minutes") is not None:
+        return f"`minutes` {settings['minutes']:g}: the rate falls with the time, so that it fits whatever the machine"
+    return "`epochs` x `steps_per_epoch`; `minutes` (also `fewscan train --minutes`) makes it fit a time instead"
 
 
-def _relative(path: Path, folder: Path) -> str:
-    """The path as seen from a folder; as it is where they lie on two drives of Windows."""
-    try:
-        return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
-    except ValueError:
-        return str(path.absolute())
-
-
-def _document(result: Plan, looks: Mapping[str, Look], cases: Cases, table: LabelTable) -> str:
+def _document(result: Plan, looks: Mapping[str, CaseFingerprint], cases: Cases, table: LabelTable) -> str:
     lines = [
         f"# Plan (fewscan {__version__})",
         "",
@@ -139,9 +180,12 @@ def _document(result: Plan, looks: Mapping[str, Look], cases: Cases, table: Labe
         "|---|---|---|",
     ]
     for name, reason in result.reasons.items():
-        value = result.settings.get(name, len(result.validation))
+        value = result.settings.get(name, len(result.validation) if name == "validation" else "")
         shown = ", ".join(f"{label.value} {label.name}" for label in table) if name == "labels" else value
         lines.append(f"| {name} | {shown} | {reason} |")
+    if result.outliers:
+        lines += ["", f"Look at these first (pictures: `{PAGE}`):", ""]
+        lines += [f"- {outlier}" for outlier in result.outliers]
     lines += [
         "",
         "| case | part | voxels (left x posterior x superior) | spacing mm | labelled voxels | notes |",

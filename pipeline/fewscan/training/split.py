@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fewscan.errors import PairingError
 from fewscan.scans import Case
+from fewscan.scans.patients import patient_numbers
 
 _PATIENT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 _SLICE = re.compile(r"(?:^|[/_\-. ])(?:slice|sl|frame)[_-]?\d+$", re.IGNORECASE)
@@ -50,14 +52,19 @@ def split(cases: Sequence[Case], wanted: int | None, seed: int) -> tuple[list[Ca
     return training, held_out, f"{len(held_out)} of {len(cases)} cases, {drawn_groups}, drawn with seed {seed}"
 
 
-def group_cases(cases: Sequence[Case]) -> tuple[list[str], str]:
+def group_cases(cases: Sequence[Case], table: Mapping[str, str] | None = None) -> tuple[list[str], str]:
     """For each case the name of what has to stay together, and in words how that was found.
 
-    The patient of BIDS (`sub-01` in the path below what all share); else the name without the number of its slice
-    (`p1_s003`, `p1_slice12`, `p1/004`), where several cases share what remains. A mere number that all names end in,
-    with the same before it, counts the cases: then each is a group.
+    A `table` of the user (`read_groups`) goes before all else; what its groups are called is not kept, they may be
+    patients. Then the PatientID of DICOM files, of which nothing but a number is kept. Then the patient of BIDS
+    (`sub-01` in the path below what all share); else the name without the number of its slice (`p1_s003`,
+    `p1_slice12`, `p1/004`), where several cases share what remains. A mere number that all names end in, with the same
+    before it, counts the cases: then each is a group.
     """
+    if table is not None:
+        return _by_table(cases, table), "as --groups says"
     paths = [case.image[0] for case in cases]
+    numbers = patient_numbers(paths)
     try:
         base = os.path.commonpath([path.parent for path in paths])
         below = [Path(os.path.relpath(path, base)).as_posix() for path in paths]
@@ -72,8 +79,11 @@ def group_cases(cases: Sequence[Case]) -> tuple[list[str], str]:
         stems = without_numbers
     shared = Counter(stem for stem, patient in zip(stems, patients, strict=True) if patient is None)
     groups, ways = [], set()
-    for case, stem, patient in zip(cases, stems, patients, strict=True):
-        if patient is not None:
+    for case, stem, patient, number in zip(cases, stems, patients, numbers, strict=True):
+        if number is not None:
+            groups.append(f"patient {number}")
+            ways.add("by the patient of the DICOM files")
+        elif patient is not None:
             groups.append(patient[1])
             ways.add("by the patient, sub-XX")
         elif shared[stem] > 1:
@@ -83,3 +93,44 @@ def group_cases(cases: Sequence[Case]) -> tuple[list[str], str]:
             groups.append(case.name)
             ways.add("each case by itself")
     return groups, ", ".join(sorted(ways))
+
+
+def read_groups(file: Path) -> dict[str, str]:
+    """A table {case: group} from a CSV with the columns `case` and `group`, parted by commas or semicolons.
+
+    Raises PairingError where a column is missing, or a case has two groups.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise PairingError(f"{file}: cannot be read as a table ({type(problem).__name__}); save it as CSV") from problem
+    rows = csv.DictReader(text.splitlines(), delimiter=";" if ";" in text.partition("\n")[0] else ",")
+    if not {"case", "group"} <= set(rows.fieldnames or ()):
+        raise PairingError(f"{file}: has the columns {', '.join(rows.fieldnames or ())}; it needs `case` and `group`")
+    table: dict[str, str] = {}
+    for row in rows:
+        case, group = (row["case"] or "").strip(), (row["group"] or "").strip()
+        if not case or not group or table.setdefault(case, group) != group:
+            raise PairingError(f"{file}: line {rows.line_num} gives the case {case!r} no group, or a second one")
+    return table
+
+
+def _by_table(cases: Sequence[Case], table: Mapping[str, str]) -> list[str]:
+    numbers: dict[str, int] = {}
+    groups = []
+    for case in cases:
+        names = (case.name, case.image[0].name, case.name.rpartition("/")[2])
+        group = next((table[name] for name in names if name in table), None)
+        if group is None:
+            raise PairingError(f"--groups says nothing of the case {case.name} ({case.image[0].name}); add its line")
+        groups.append(f"group {numbers.setdefault(group, len(numbers) + 1)}")
+    return groups
+
+
+def join_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:
+    """The groups after the groups of each pair of cases, by their numbers, became one."""
+    joined = list(groups)
+    for one, other in pairs:
+        kept, lost = joined[one], joined[other]
+        joined = [kept if group == lost else group for group in joined]
+    return joined

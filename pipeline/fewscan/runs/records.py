@@ -1,0 +1,49 @@
+"""Of each training on a fold a record: what `compare` and `validate` go on from and report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from fewscan.bundle import read_json
+from fewscan.files import replace_when_complete, sha256
+
+NEVER = 1_000_000
+"""Epochs from one look at held-out cases to the next during training: they are scored at its end alone."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    with replace_when_complete(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def kept_record(file: Path, bundle: Path) -> dict[str, Any] | None:
+    """The record of a fold that is done, if its bundle is still the one that was scored."""
+    weights = bundle / "models" / "model.pt"
+    if not file.exists() or not weights.exists():
+        return None
+    record: dict[str, Any] = read_json(file)
+    return record if record["model_sha256"] == sha256(weights) else None
+
+
+def training_record(bundle: Path) -> dict[str, Any]:
+    """Of a trained bundle: steps, minutes, device, threads, and losses as (step, loss)."""
+    trained = read_json(bundle / "models" / "training.json")
+    with (bundle / "models" / "history.csv").open(encoding="utf-8", newline="") as file:
+        losses = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+    return {**{key: trained[key] for key in ("steps", "minutes", "device", "threads")}, "losses": losses}
+
+
+def duration(seconds: float) -> str:
+    """For a person."""
+    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def usual_device() -> str:
+    """A GPU where there is one."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,219 @@
+"""How the labelled cases of a bundle are parted into what is trained on and what is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fewscan.bundle import locate, read_json, resolve
+from fewscan.errors import BundleError, FewscanError, PairingError
+from fewscan.labels import LabelTable
+from fewscan.runs.blocks import choose_axis, cut_blocks, profile, write_parts
+from fewscan.runs.folds import make_folds
+from fewscan.runs.postprocess import small_piece_mm3
+from fewscan.runs.score import label_reading
+from fewscan.scans import Case, Scan, match_grid, open_scan, read_label
+from fewscan.scans.cases import case_name, entry_stem
+from fewscan.scans.labels import read_instances
+from fewscan.training.alike import Thumbnail, near_identical, stack_correlation
+from fewscan.training.split import group_cases, join_groups, read_groups
+
+EVERYTHING = (slice(None),) * 3
+
+
+@dataclass(frozen=True)
+class Look:
+    """What has to be known of a case before it is put into a fold."""
+
+    thumbnail: Thumbnail
+    small_piece_mm3: float | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One fold: cases below `root` to train on, and to test on, of which the voxels `counted` (i, j, k) are scored."""
+
+    root: Path
+    training: tuple[Case, ...]
+    test: tuple[Case, ...]
+    counted: tuple[slice, ...] = EVERYTHING
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the cases were parted, for programs and in words."""
+
+    parts: tuple[Part, ...]
+    groups: Mapping[str, str]
+    """Of each case that is tested."""
+    name: str
+    """"leave-one-out", "5 folds", "4 blocks"."""
+    how: str
+    warnings: tuple[str, ...]
+    blocks: Mapping[str, Any] | None = None
+    """Where one scan was cut into blocks: the settings of train.json by which their labels are read."""
+
+
+def labelled_cases(bundle: Path, config: Mapping[str, Any]) -> tuple[list[Case], Path]:
+    """All labelled cases of a bundle, trained on or held out, and the folder that its data list is relative to."""
+    file = bundle / "configs" / "datalist.json"
+    listing = read_json(file)
+    entries = [entry for part in ("training", "validation") for entry in listing.get(part) or []]
+    if not entries:
+        raise BundleError(f"{file}: lists no labelled case; plan the bundle with data")
+
+    def listed(value: Any) -> list[str]:
+        return value if isinstance(value, list) else [value]
+
+    root = resolve(str(bundle), config["dataset_dir"], listed(entries[0]["image"])[0])
+    structures: Mapping[str, str] = config.get("structures") or {}
+    cases = []
+    for entry in entries:
+        image, label = (tuple(locate(bundle, root, one) for one in listed(entry[key])) for key in ("image", "label"))
+        named = tuple(structures[entry_stem(path)] for path in label) if structures else ()
+        cases.append(Case(case_name(image[0], root), image, label, named))
+    return sorted(cases, key=lambda case: case.name), root
+
+
+def look_at(
+    cases: Sequence[Case], settings: Mapping[str, Any], table: LabelTable, config: Mapping[str, Any]
+) -> tuple[dict[str, Look], list[dict[str, str]]]:
+    """Read every case; of those that cannot be used `case` and `reason`."""
+    looks: dict[str, Look] = {}
+    left_out = []
+    for case in tqdm(cases, desc="reading cases", unit="case", leave=False):
+        try:
+            scan, truth = _read(case, settings, table, config)
+            voxel_mm3 = float(np.prod(scan.grid.spacing_mm))
+            looks[case.name] = Look(Thumbnail.of(scan.read()), small_piece_mm3(truth, voxel_mm3))
+        except (FewscanError, OSError) as problem:
+            print(f"left out {case.name}: {problem}")
+            left_out.append({"case": case.name, "reason": str(problem)})
+    if not looks:
+        raise BundleError(f"none of the {len(cases)} labelled cases can be used; the reasons stand above")
+    return looks, left_out
+
+
+def _read(
+    case: Case, settings: Mapping[str, Any], table: LabelTable, config: Mapping[str, Any]
+) -> tuple[Scan, NDArray[Any]]:
+    scan = open_scan(case.image, settings["channels"])
+    truth, grid = read_label(case.label, table, case.structures, **label_reading(config))
+    return scan, match_grid(truth, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
+
+
+def part_cases(
+    cases: Sequence[Case],
+    root: Path,
+    output: Path,
+    looks: Mapping[str, Look],
+    settings: Mapping[str, Any],
+    table: LabelTable,
+    config: Mapping[str, Any],
+    count: int | None,
+    groups: Path | None,
+    seed: int,
+) -> Scheme:
+    """Folds of whole groups; of a single case blocks.
+
+    Args:
+        cases: that can be used.
+        root: their data folder.
+        output: where blocks are written, below `blocks`.
+        looks: of each case.
+        settings, table, config: inference.json, its label table, train.json.
+        count: folds or blocks; None for the usual number.
+        groups: the user's table of groups.
+        seed: of the drawing.
+    """
+    if len(cases) == 1:
+        return _into_blocks(cases[0], output, settings, table, config, count)
+    of_case, how = group_cases(cases, None if groups is None else read_groups(groups))
+    thumbnails = [looks[case.name].thumbnail for case in cases]
+    warnings = []
+    pairs = near_identical(thumbnails)
+    if pairs:
+        names = ", ".join(f"{cases[one].name} and {cases[other].name}" for one, other, _ in pairs[:3])
+        more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+        joined = join_groups(of_case, [(one, other) for one, other, _ in pairs])
+        if len(set(joined)) > 1 or len(set(of_case)) == 1:
+            of_case, how = joined, f"{how}; near-identical images stay together: {names}{more}"
+        else:
+            warnings.append(f"all images are near-identical ({names}{more}), so this is hardly a test")
+    stack = stack_correlation(thumbnails) is not None
+    if len(set(of_case)) == 1:
+        if groups is not None:
+            raise PairingError(f"{groups}: puts all cases into one group, so nothing is left to test on")
+        warnings.append(f"all cases belong to one group ({how}): this holds for more images of it, not for another")
+        of_case, how, stack = [case.name for case in cases], "each case by itself, for all are of one group", True
+    elif stack:
+        warnings.append(
+            "the images look like neighbouring slices of one stack: this holds for more slices of it, not for another"
+        )
+    parts, words = make_folds(cases, root, count, (), seed, (of_case, how), in_order=stack)
+    name = "leave-one-out" if len(parts) == len(set(of_case)) else f"{len(parts)} folds"
+    return Scheme(
+        tuple(Part(root, fold.training, fold.test) for fold in parts),
+        dict(zip((case.name for case in cases), of_case, strict=True)),
+        name,
+        words,
+        tuple(warnings),
+    )
+
+
+def _label_to_cut(
+    case: Case, scan: Scan, truth: NDArray[Any], table: LabelTable, config: Mapping[str, Any]
+) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Values (i, j, k) for the label files of the blocks, and the settings of train.json by which they are read.
+
+    Objects of merged masks keep their numbers, for border weights. What nobody annotated gets a value of its own: a
+    part without any label would be taken for background.
+    """
+    if config.get("merge_masks"):
+        numbers, grid = read_instances(case.label, config.get("unlabelled"))
+        values = match_grid(numbers, grid, scan.grid, str(case.label[0])).astype(np.int64)
+    else:
+        values = table.to_values(np.maximum(truth, 0)).astype(np.int64)
+    unknown = truth < 0
+    free = int(max(values.max(), *table.values.tolist())) + 1 if unknown.any() else None
+    if free is not None:
+        values[unknown] = free
+    own = {"structures": None, "unlabelled": free, "sparse": None}
+    return values, own
+
+
+def _into_blocks(
+    case: Case,
+    output: Path,
+    settings: Mapping[str, Any],
+    table: LabelTable,
+    config: Mapping[str, Any],
+    count: int | None,
+) -> Scheme:
+    """Cuts the only case into files below `output`/blocks."""
+    scan, truth = _read(case, settings, table, config)
+    slice_axis = settings.get("slice_axis")
+    axis = choose_axis(truth, None if slice_axis is None else scan.grid.axes_to_lps()[0][slice_axis])
+    cut = cut_blocks(profile(truth, axis).tolist(), count)
+    label, reading = _label_to_cut(case, scan, truth, table, config)
+    parts, groups = [], {}
+    for number, block in enumerate(cut, start=1):
+        folder = output / "blocks" / f"block-{number}"
+        training, test, counted = write_parts(folder, block, axis, scan, label, settings["channels"])
+        test = Case(f"block {number}", test.image, test.label)
+        groups[test.name] = test.name
+        parts.append(Part(folder, tuple(training), (test,), counted))
+    gap, mm = cut[0].gap, cut[0].gap * scan.grid.spacing_mm[axis]
+    how = (
+        f"one scan alone in {len(cut)} blocks along its axis {'ijk'[axis]}, each tested once; {gap} voxel(s) "
+        f"({mm:.3g} mm) on either side are not trained on. A block is cut out with these and segmented by itself, so "
+        "no voxel that was trained on reaches its answer, however far the network looks"
+    )
+    warnings = ("blocks of one scan say nothing of other scans",)
+    return Scheme(tuple(parts), groups, f"{len(cut)} blocks", how, warnings, reading)

@@ -1,0 +1,122 @@
+"""DICOM SEG read: each frame is a mask of its own, where its position says."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.errors import GeometryError, ScanError
+from fewscan.grid import LPS_FROM_RAS, Grid
+from fewscan.scans.segments import Part, Segment
+
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes of DICOM SEG and of its label maps."""
+
+
+class NotASegmentation(ScanError):
+    """A DICOM object that holds no segments: not a failure where it lies beside one."""
+
+
+def read_dicom_segments(path: Path) -> Iterator[Part]:
+    """The frames of a DICOM SEG: binary, one segment each, or label maps. Raises ScanError where it holds no masks."""
+    seg = read_seg(path)
+    kind = str(seg.get("SegmentationType"))
+    if kind not in ("BINARY", "LABELMAP"):
+        raise ScanError(f"{path}: its SegmentationType is {kind}; save it as BINARY or LABELMAP")
+    segments = {int(item.SegmentNumber): _segment(item) for item in seg.get("SegmentSequence") or ()}
+    frames = seg.get("PerFrameFunctionalGroupsSequence")
+    if not frames or not segments:
+        raise ScanError(f"{path}: has no segments, or frames without positions")
+    planes = _planes(seg, path)
+    if len(planes) != len(frames):
+        raise ScanError(f"{path}: {len(planes)} frames of pixels, but positions of {len(frames)}")
+    shared = (seg.get("SharedFunctionalGroupsSequence") or [{}])[0]
+    for plane, frame in zip(planes, frames, strict=True):
+        grid = _grid(frame, shared, plane.shape, seg.get("FrameOfReferenceUID"), path)
+        if kind == "BINARY":
+            number = int(_group(frame, shared, "SegmentIdentificationSequence", path).ReferencedSegmentNumber)
+            found = {number: plane > 0}
+        else:
+            found = {int(number): plane == number for number in np.unique(plane) if number}
+        for number, mask in found.items():
+            if number not in segments:
+                raise ScanError(f"{path}: a frame is of segment {number}, which the header does not describe")
+            yield Part(segments[number], mask.T[..., None], grid)
+
+
+def read_seg(path: Path, pixels: bool = True) -> Any:
+    """The data set of a DICOM SEG; ScanError where the file is none. Warnings, which may quote names, are silenced."""
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            seg = pydicom.dcmread(path, stop_before_pixels=not pixels)
+            is_seg = str(seg.get("SOPClassUID")) in SEGMENTATIONS
+        except Exception as problem:  # pydicom raises types of many kinds
+            raise ScanError(f"{path}: cannot be read as DICOM ({type(problem).__name__})") from problem
+    if not is_seg:
+        raise NotASegmentation(f"{path}: is DICOM, but no segmentation (Modality {seg.get('Modality')})")
+    return seg
+
+
+def referenced_series(path: Path) -> list[str]:
+    """The SeriesInstanceUIDs that a DICOM SEG refers to. Raises NotASegmentation where the file is none."""
+    seg = read_seg(path, pixels=False)
+    return [str(item.SeriesInstanceUID) for item in seg.get("ReferencedSeriesSequence") or ()]
+
+
+def _planes(seg: Any, path: Path) -> NDArray[Any]:
+    """(frame, row, column)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            planes = np.asarray(seg.pixel_array)
+        except Exception as problem:
+            raise ScanError(f"{path}: its pixels cannot be decoded ({type(problem).__name__})") from problem
+    return planes if planes.ndim == 3 else planes[None]
+
+
+def _segment(item: Any) -> Segment:
+    kind = item.get("SegmentedPropertyTypeCodeSequence")
+    modifier = kind[0].get("SegmentedPropertyTypeModifierCodeSequence") if kind else None
+    return Segment(
+        str(item.get("SegmentLabel") or "") or None,
+        int(item.SegmentNumber),
+        _code(kind[0]) if kind else None,
+        _code(modifier[0]) if modifier else None,
+    )
+
+
+def _code(item: Any) -> tuple[str, str]:
+    return str(item.get("CodingSchemeDesignator")), str(item.get("CodeValue"))
+
+
+def _grid(frame: Any, shared: Any, shape: tuple[int, ...], frame_of_reference: str | None, path: Path) -> Grid:
+    """Of one frame, (columns, rows, 1); the step along the third axis moves nothing."""
+    try:
+        position = _group(frame, shared, "PlanePositionSequence", path).ImagePositionPatient
+        along = _group(frame, shared, "PlaneOrientationSequence", path).ImageOrientationPatient
+        between_rows, between_columns = _group(frame, shared, "PixelMeasuresSequence", path).PixelSpacing
+        lps = np.eye(4)
+        row, column = np.array([float(x) for x in along]).reshape(2, 3)
+        lps[:3, 0], lps[:3, 1] = row * float(between_columns), column * float(between_rows)
+        lps[:3, 2] = np.cross(row, column)
+        lps[:3, 3] = [float(x) for x in position]
+        uid = None if frame_of_reference is None else str(frame_of_reference)
+        return Grid((shape[1], shape[0], 1), LPS_FROM_RAS @ lps, uid)
+    except (AttributeError, TypeError, ValueError) as problem:
+        raise GeometryError(f"{path}: a frame has no position, orientation or pixel spacing") from problem
+
+
+def _group(frame: Any, shared: Any, name: str, path: Path) -> Any:
+    """The item of a functional group, from the frame or from what all frames share."""
+    sequence = frame.get(name) or shared.get(name)
+    if not sequence:
+        raise GeometryError(f"{path}: a frame has no {name}")
+    return sequence[0]

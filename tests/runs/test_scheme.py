@@ -1,0 +1,63 @@
+"""How cases are parted where the usual way would test too little or too kindly: it is said, never silent."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import shared
+from fewscan.errors import PairingError
+from fewscan.labels import LabelTable
+from fewscan.runs.scheme import Look, part_cases
+from fewscan.scans import Case, open_scan
+from fewscan.training.alike import Thumbnail
+
+TABLE = LabelTable.from_json(["kidney"])
+
+
+def parted(images, names, groups=None, tmp_path=Path()):
+    cases = [Case(name, (Path("data") / f"{name}.png",)) for name in names]
+    looks = {name: Look(Thumbnail.of(image), None) for name, image in zip(names, images, strict=True)}
+    return part_cases(cases, Path("data"), tmp_path, looks, {}, TABLE, {}, None, groups, 0)
+
+
+def different(count):
+    return [np.random.default_rng(number).normal(size=(1, 40, 30, 1)) for number in range(count)]
+
+
+def of_test(scheme):
+    return [[case.name for case in part.test] for part in scheme.parts]
+
+
+def test_slices_of_one_patient_are_tested_in_runs_and_it_is_said():
+    names = [f"p1_slice{number:02d}" for number in range(10)]
+    scheme = parted(different(10), names)
+    assert of_test(scheme) == [names[first : first + 2] for first in range(0, 10, 2)]
+    assert scheme.warnings[0].startswith("all cases belong to one group (by the name without the slice's number)")
+
+
+def test_the_sections_of_isbi_do_not_collapse_into_one_group():
+    files = sorted((shared("data") / "isbi2012_em" / "train" / "image").iterdir())[:15]
+    scheme = parted([open_scan([file]).read() for file in files], [file.stem for file in files])
+    assert scheme.name == "5 folds" and of_test(scheme)[1] == ["03", "04", "05"]
+    assert "neighbouring slices of one stack" in scheme.warnings[0] and len(set(scheme.groups.values())) == 15
+
+
+def test_copies_stay_together_unless_nothing_else_is_left():
+    images = different(6)
+    images[4] = images[1] * 2 + 1
+    scheme = parted(images, list("abcdef"))
+    assert ["b", "e"] in of_test(scheme) and scheme.groups["b"] == scheme.groups["e"] and not scheme.warnings
+    assert "near-identical images stay together: b and e" in scheme.how and scheme.name == "leave-one-out"
+    scheme = parted([images[0] * factor for factor in (1, 2, 3)], list("abc"))
+    assert of_test(scheme) and "all images are near-identical" in scheme.warnings[0]
+
+
+def test_the_users_groups_decide(tmp_path):
+    file = tmp_path / "groups.csv"
+    file.write_text("case,group\na,x\nb,y\nc,x\nd,y\n")
+    scheme = parted(different(4), list("abcd"), file)
+    assert sorted(of_test(scheme)) == [["a", "c"], ["b", "d"]] and "as --groups says" in scheme.how
+    file.write_text("case,group\na,x\nb,x\nc,x\nd,x\n")
+    with pytest.raises(PairingError, match="puts all cases into one group, so nothing is left to test on"):
+        parted(different(4), list("abcd"), file)

@@ -1,0 +1,307 @@
+"""`fewscan validate`: no test case is trained on, the estimate is that of masks on disk, `segment` opens with it."""
+
+import csv
+import itertools
+import json
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+from ignite.engine import Events
+
+from conftest import configure, write_volumes
+from fewscan.cli import main
+from fewscan.errors import BundleError
+from fewscan.grid import Grid
+from fewscan.metrics import hausdorff95_mm
+from fewscan.runs.estimate import in_words, read_estimate, settings_hash
+from fewscan.runs.predictor import Predictor
+from fewscan.runs.segment import segment
+from fewscan.runs.validate import disagreement, validate
+from fewscan.scans import open_scan
+from fewscan.training import PatchDataset, TrainingRun
+from fewscan.training.plan import plan
+
+MEASURED = ("seconds", "minutes")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_volumes(tmp_path_factory.mktemp("validate") / "data", count=3)
+
+
+def bundle_of(data, folder):
+    plan(data, folder)
+    return configure(folder, patch=[16, 16, 16], epochs=2, steps_per_epoch=4)
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """A validated bundle, what `validate` returned, and the images that were trained on in each fold."""
+    bundle = bundle_of(data, tmp_path_factory.mktemp("straight") / "bundle")
+    trained, kept = {}, []
+    with pytest.MonkeyPatch.context() as patched:
+        before = PatchDataset.case
+
+        def case(self, index):
+            trained.setdefault(id(self), set()).add(self.data[index]["image"])
+            kept.append(self)  # so that no id is used twice
+            return before(self, index)
+
+        patched.setattr(PatchDataset, "case", case)
+        result = validate(bundle, device="cpu")
+    return bundle, result, list(trained.values())
+
+
+def comparable(value):
+    if isinstance(value, dict):
+        return {key: comparable(one) for key, one in value.items() if key not in MEASURED}
+    return [comparable(one) for one in value] if isinstance(value, list) else value
+
+
+def test_no_test_case_is_trained_on_and_each_is_tested_once(data, straight):
+    _, result, trained = straight
+    assert result["scheme"] == "leave-one-out" and result["folds"] == len(trained) == 3
+    for fold, seen in enumerate(trained, start=1):
+        tested = {str((data / "images" / f"{row['case']}.nii.gz").resolve()) for row in result["cases"]
+                  if row["fold"] == fold}  # fmt: skip
+        assert len(seen) == 2 and len(tested) == 1 and not seen & tested
+    assert sorted(row["case"] for row in result["cases"]) == ["case0", "case1", "case2"]
+    assert all(record["steps"] == 8 for record in result["records"])
+
+
+def test_the_estimate_is_that_of_segmented_files(data, straight, tmp_path):
+    bundle, result, _ = straight
+    scores = {}
+    for row in result["cases"]:
+        name = f"{row['case']}.nii.gz"
+        segment(data / "images" / name, bundle / "validation" / f"fold-{row['fold']}", tmp_path / name, overlays=False)
+        mask = nibabel.load(tmp_path / name / f"{row['case']}_seg.nii.gz").get_fdata() > 0
+        image = nibabel.load(data / "labels" / name)
+        truth = image.get_fdata() > 0
+        scores[row["case"]] = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+        assert row["dice"] == pytest.approx(scores[row["case"]], abs=1e-12)
+        assert row["hd95_mm"] == pytest.approx(hausdorff95_mm(mask, truth, Grid(mask.shape, image.affine)))
+    estimate, values = read_estimate(bundle), np.array(list(scores.values()))
+    assert estimate["dice"]["mean"] == pytest.approx(values.mean())
+    assert estimate["dice"]["sd"] == pytest.approx(values.std(ddof=1))
+    assert estimate["dice"]["worst"] == pytest.approx(values.min())
+    assert scores[estimate["dice"]["worst_case"]] == values.min()
+    assert estimate["cases"] == 3 and estimate["settings_sha256"] == settings_hash(bundle)
+
+
+def test_page_and_table_say_what_the_json_says(straight):
+    bundle, result, _ = straight
+    page = (bundle / "validation" / "index.html").read_text(encoding="utf-8")
+    assert 'src="http' not in page and "<script" not in page and page.count("data:image/png;base64,") == 2
+    assert in_words(bundle) in page and "Not complete" not in page
+    with (bundle / "validation" / "report.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(line["case"], float(line["dice"])) for line in table] == [(r["case"], r["dice"]) for r in result["cases"]]
+
+
+def test_segment_opens_with_the_estimate(data, straight, tmp_path, capsys):
+    bundle, result, _ = straight
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    image = nibabel.load(data / "images" / "case0.nii.gz")
+    coarse = nibabel.Nifti1Image(np.asarray(image.dataobj)[::2, ::2, ::2], image.affine @ np.diag([2, 2, 2, 1]))
+    nibabel.save(coarse, scans / "coarse.nii.gz")
+    # the bundle's own model is missing: the models of the folds decide
+    assert main(["segment", str(scans), "--bundle", str(bundle), "--output", str(tmp_path / "m"), "--ensemble"]) == 0
+    dice = result["summary"]["dice"]
+    words = f"Dice {dice['mean']:.2f} (sd {dice['sd']:.2f}), worst {dice['worst']:.2f}, 3 scans, leave-one-out"
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"bundle: {words}") and "yours: voxels twice as coarse" in first
+    text = (tmp_path / "m" / "fewscan" / "report.json").read_text()
+    assert next(iter(json.loads(text).items())) == ("validation", first.removeprefix("bundle: "))
+    with (tmp_path / "m" / "fewscan" / "report.csv").open(newline="") as file:
+        assert [row["validation"] for row in csv.DictReader(file)] == [first.removeprefix("bundle: ")]
+
+
+def test_an_ensemble_is_the_mean_of_the_softmaxes(data, straight, tmp_path):
+    bundle, _, _ = straight
+    scan = open_scan([data / "images" / "case1.nii.gz"])
+    models = [bundle / "validation" / f"fold-{n}" / "models" / "model.pt" for n in (1, 2, 3)]
+    shares = []
+    for fold in (1, 2, 3):
+        alone = Predictor(bundle / "validation" / f"fold-{fold}", "cpu")
+        logits = np.asarray(alone.logits(alone.prepare(scan)["image"]).detach(), dtype=np.float64)
+        power = np.exp(logits - logits.max(axis=0))
+        shares.append(power / power.sum(axis=0))
+    mean = np.mean(shares, axis=0)
+    together = Predictor(bundle, "cpu", models)
+    found = np.exp(np.asarray(together.logits(together.prepare(scan)["image"]).detach(), dtype=np.float64))
+    np.testing.assert_allclose(found, mean, atol=1e-6)
+    segment(data / "images" / "case1.nii.gz", bundle, tmp_path / "masks", ensemble=True, overlays=False)
+    mask = nibabel.load(tmp_path / "masks" / "case1_seg.nii.gz").get_fdata()
+    by_numpy = mean.argmax(axis=0)[:, ::-1]  # of the network's left, posterior, superior in the file's order
+    assert (mask == by_numpy).all() and 0 < mask.mean() < 1
+    report = json.loads((tmp_path / "masks" / "fewscan" / "report.json").read_text())
+    assert len(report["ensemble"]) == 3 and report["model_sha256"] not in report["ensemble"]
+    alone = Predictor(bundle / "validation" / "fold-1", "cpu").spec
+    assert report["ensemble"][0] == alone["model_sha256"]
+
+
+def stop_in_training(monkeypatch, step):
+    """Ctrl-C in that step of all steps from now on."""
+    steps, before = itertools.count(1), TrainingRun.attach
+
+    def attach(self, engine):
+        before(self, engine)
+
+        def press():
+            if next(steps) == step:
+                raise KeyboardInterrupt
+
+        engine.add_event_handler(Events.ITERATION_STARTED, press)
+
+    monkeypatch.setattr(TrainingRun, "attach", attach)
+
+
+def test_an_interrupted_validation_gives_the_same_estimate(data, straight, tmp_path, monkeypatch, capsys):
+    bundle = bundle_of(data, tmp_path / "bundle")
+    with monkeypatch.context() as patched:
+        stop_in_training(patched, 14)  # the second epoch of the second fold
+        assert main(["validate", str(bundle), "--device", "cpu"]) == 1
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert read_estimate(bundle) is None
+    assert "2 of 3 trainings are missing" in (bundle / "validation" / "index.html").read_text()
+    first = (bundle / "validation" / "fold-1" / "models" / "model.pt").stat().st_mtime_ns
+    assert main(["validate", str(bundle), "--device", "cpu"]) == 0
+    told = capsys.readouterr().out
+    assert "1 of 3 done before" in told and "2 training(s) take at least" in told and "resuming after" in told
+    assert (bundle / "validation" / "fold-1" / "models" / "model.pt").stat().st_mtime_ns == first
+    assert comparable(read_estimate(bundle)) == comparable(read_estimate(straight[0]))
+    assert comparable(json.loads((bundle / "validation" / "report.json").read_text())) == comparable(straight[1])
+
+
+def test_a_score_on_training_data_is_refused(data, straight, tmp_path):
+    """The list of a fold trains on its test case; then a fold was trained on it, and its list was put back."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(straight[0], bundle)
+    configure(bundle)
+    for name in ("train", "inference"):
+        shutil.copy(straight[0] / "configs" / f"{name}.json", bundle / "configs" / f"{name}.json")
+    config = bundle / "configs" / "train.json"
+    config.write_text(config.read_text().replace(json.loads(config.read_text())["dataset_dir"], str(data)))
+    shutil.rmtree(bundle / "validation" / "scores")
+    (bundle / "validation" / "scores").mkdir()
+    file = bundle / "validation" / "fold-1" / "configs" / "datalist.json"
+    listing = json.loads(file.read_text())
+    file.write_text(json.dumps({**listing, "training": listing["training"] + listing["test"]}))
+    with pytest.raises(BundleError, match=r"case\d\.nii\.gz is trained on, so a score on it would be no test"):
+        validate(bundle, device="cpu")
+    file.write_text(json.dumps(listing))
+    record = bundle / "validation" / "fold-1" / "models" / "training.json"
+    trained = json.loads(record.read_text())
+    trained["settings"]["cases (sha256)"] = "of other cases"
+    record.write_text(json.dumps(trained))
+    with pytest.raises(BundleError, match=r"was trained on other cases than .* lists"):
+        validate(bundle, device="cpu")
+
+
+def test_other_settings_are_told_and_another_validation_is_refused(straight, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(straight[0] / "models", bundle / "models")
+    shutil.copytree(straight[0] / "configs", bundle / "configs")
+    assert "other settings" not in in_words(bundle)
+    config = json.loads((bundle / "configs" / "train.json").read_text())
+    (bundle / "configs" / "train.json").write_text(json.dumps({**config, "dataset_dir": "elsewhere", "epochs": 9}))
+    assert "other settings" not in in_words(bundle)  # where and how long is not how
+    (bundle / "configs" / "train.json").write_text(json.dumps({**config, "learning_rate": 0.5}))
+    assert in_words(bundle).startswith("validated with other settings than it has now: Dice 0.")
+    assert main(["segment", str(tmp_path), "--bundle", str(bundle), "--output", str(tmp_path / "m"), "--ensemble"]) == 1
+    for more, words in (
+        (["--minutes", "1"], "budget {'epochs': 2, 'steps_per_epoch': 4}, now it is {'minutes': 1.0}"),
+        (["--folds", "2"], "other cases or folds; remove or rename that folder"),
+        (["--minutes", "0"], "--minutes has to be more than 0, not 0"),
+        (["--unlabelled", "nowhere"], "--unlabelled nowhere: no such file or folder"),
+        (["--folds", "4"], "3 labelled cases in 3 group(s) (each case by itself) give 2 to 3 folds, not 4"),
+    ):
+        assert main(["validate", str(straight[0]), "--device", "cpu", *more]) == 1
+        assert words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_never_validated_is_said(data, tmp_path):
+    bundle = bundle_of(data, tmp_path / "bundle")
+    assert in_words(bundle).startswith("never validated")
+    with pytest.raises(BundleError, match="was never validated, so there are no models of folds for an ensemble"):
+        segment(data / "images", bundle, tmp_path / "masks", ensemble=True)
+
+
+def test_a_broken_estimate_is_named(straight, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(straight[0] / "configs", bundle / "configs")
+    (bundle / "models").mkdir()
+    (bundle / "models" / "validation.json").write_text('{"dice": 0.8}')
+    with pytest.raises(BundleError, match=r"validation\.json: has no cases, scheme, blocks, models, warnings"):
+        in_words(bundle)
+
+
+def test_one_bad_case_stops_nothing_and_copies_stay_together(tmp_path, capsys):
+    """Of five cases one label lies elsewhere, and one image is another one with noise: three groups are left."""
+    data = write_volumes(tmp_path / "data", count=5)
+    bundle = bundle_of(data, tmp_path / "bundle")
+    configure(bundle, patch=[16, 16, 16], epochs=1, steps_per_epoch=2)
+    image, label = (nibabel.load(data / folder / "case1.nii.gz") for folder in ("images", "labels"))
+    copy = np.asarray(image.dataobj) + np.random.default_rng(1).normal(0, 3, image.shape).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(copy, image.affine), data / "images" / "case3.nii.gz")
+    nibabel.save(label, data / "labels" / "case3.nii.gz")
+    moved = nibabel.Nifti1Image(np.asarray(label.dataobj), label.affine @ np.diag([1, 1, 3, 1]))
+    nibabel.save(moved, data / "labels" / "case4.nii.gz")
+    assert main(["validate", str(bundle), "--device", "cpu"]) == 2
+    told = capsys.readouterr().out
+    assert "left out case4" in told and "near-identical images stay together: case1 and case3" in told
+    result = json.loads((bundle / "validation" / "report.json").read_text())
+    fold = {row["case"]: row["fold"] for row in result["cases"]}
+    assert set(fold) == {"case0", "case1", "case2", "case3"} and fold["case1"] == fold["case3"]
+    assert len(set(fold.values())) == 3
+    assert "1 case(s) could not be used" in read_estimate(bundle)["warnings"]
+
+
+def test_one_scan_is_tested_by_blocks(tmp_path, capsys):
+    data = write_volumes(tmp_path / "data", count=1, shape=(24, 20, 18))
+    bundle = bundle_of(data, tmp_path / "bundle")
+    trained = {}
+    with pytest.MonkeyPatch.context() as patched:
+        before = PatchDataset.case
+
+        def case(self, index):
+            loaded = before(self, index)
+            fold = next(part for part in self.data[index]["image"].split("/") if part.startswith("block-"))
+            trained.setdefault(fold, {})[self.data[index]["image"]] = tuple(loaded["image"].shape[1:])
+            return loaded
+
+        patched.setattr(PatchDataset, "case", case)
+        result = validate(bundle, device="cpu", minutes=0.02)
+    assert result["scheme"].endswith("blocks") and result["blocks"] and len(trained) == result["folds"] >= 2
+    axis = "ijk".index(result["how"].split("along its axis ")[1][0])
+    n = (24, 20, 18)[axis]
+    gap = n // 10
+    for row, parts in zip(result["cases"], (trained[name] for name in sorted(trained)), strict=True):
+        tested = row["mvoxels"] * 1e6 / (24 * 20 * 18 / n)
+        inner = 1 if len(parts) == 1 else 2  # at the border of the scan there is a gap on one side alone
+        assert sum(shape[axis] for shape in parts.values()) == n - tested - inner * gap
+    words = capsys.readouterr().out.splitlines()
+    assert any("blocks of one scan; blocks of one scan say nothing of other scans" in line for line in words)
+    assert "each fold was trained for 0.02 minute(s), the bundle for 8 steps" in in_words(bundle)
+    assert not (bundle / "validation" / "blocks").exists()  # pieces of a person's scan
+
+
+def test_where_models_disagree_is_told_first(data, tmp_path, capsys):
+    """The learning curve and the ranking: 1 - Dice of pairs in closed form, and on files."""
+    masks = [np.zeros((4, 4, 1), int) for _ in range(3)]
+    masks[0][:2], masks[1][:2], masks[2][:1] = 1, 1, 1
+    assert disagreement(masks, 2) == pytest.approx((0 + 2 * (1 - 8 / 12)) / 3)
+    bundle = bundle_of(data, tmp_path / "bundle")
+    result = validate(
+        bundle, device="cpu", learning_curve=True, unlabelled=write_volumes(tmp_path / "new", 2) / "images"
+    )
+    assert [point["groups"] for point in result["curve"]] == [1] and result["curve"][0]["cases"] == 3
+    assert any("too few for a learning curve" in line for line in result["advice"])
+    assert [one["scan"] for one in result["unlabelled"]] and len(result["unlabelled"]) == 2
+    amounts = [one["disagreement"] for one in result["unlabelled"]]
+    assert amounts == sorted(amounts, reverse=True) and 0 < amounts[0] <= 1
+    assert "the models of the folds disagree most on: " in capsys.readouterr().out

@@ -1,0 +1,94 @@
+"""What has to stay together: patients of DICOM files, of which no ID is kept, and the user's own table."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewscan.errors import PairingError
+from fewscan.runs.folds import make_folds
+from fewscan.scans import Case
+from fewscan.scans.patients import patient_numbers
+from fewscan.training.split import group_cases, join_groups, read_groups
+from runs.tiny import noise
+from scans.dicom_series import write_series
+from scans.volumes import AFFINES
+
+
+def named(*names):
+    return [Case(name, (Path("data") / f"{name}.nii.gz",)) for name in names]
+
+
+def test_series_of_one_patient_stay_together_without_their_id(tmp_path):
+    cases = []
+    for number, patient in enumerate(("SMITH-1", "JONES-2", "SMITH-1", "")):
+        folder = tmp_path / f"series{number}"
+        write_series(folder, noise(number), AFFINES["oblique"], PatientID=patient)
+        cases.append(Case(f"series{number}", (folder,)))
+    cases.append(Case("other", (tmp_path / "other.nii.gz",)))
+    groups, how = group_cases(cases)
+    assert groups[0] == groups[2] == "patient 1" and groups[1] == "patient 2" and len(set(groups)) == 4
+    assert "by the patient of the DICOM files" in how
+    assert not any(word in f"{groups}{how}" for word in ("SMITH", "JONES"))
+    assert patient_numbers([case.image[0] for case in cases]) == [1, 2, 1, None, None]
+
+
+def test_the_table_goes_before_names_and_keeps_no_name_of_a_group(tmp_path):
+    file = tmp_path / "groups.csv"
+    file.write_text(
+        "\ufeffgroup;case\nMs Smith;a\nMr Jones;b\nMs Smith;c.nii.gz\nMs Smith;not there\n", encoding="utf-8"
+    )
+    groups, how = group_cases(named("a", "b", "sub-01/c"), read_groups(file))
+    assert groups == ["group 1", "group 2", "group 1"] and how == "as --groups says"
+    with pytest.raises(PairingError, match=r"says nothing of the case d \(d\.nii\.gz\)"):
+        group_cases(named("a", "d"), read_groups(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("scan,patient\na,1\n", "has the columns scan, patient; it needs `case` and `group`"),
+        ("case,group\na,1\na,2\n", "line 3 gives the case 'a' no group, or a second one"),
+        ("case,group\na,\n", "line 2 gives the case 'a' no group"),
+    ],
+)
+def test_a_table_that_says_nothing_is_refused(tmp_path, text, words):
+    (tmp_path / "groups.csv").write_text(text)
+    with pytest.raises(PairingError, match=words.replace("(", r"\(")):
+        read_groups(tmp_path / "groups.csv")
+
+
+def test_copies_join_their_groups():
+    assert join_groups(["a", "b", "c", "d", "b"], [(0, 1), (2, 3)]) == ["a", "a", "c", "c", "a"]
+    assert join_groups(["a", "b", "c"], [(0, 1), (1, 2)]) == ["a", "a", "a"]
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=2, max_size=40),
+    st.none() | st.integers(2, 8),
+    st.booleans(),
+    st.integers(0, 5),
+    st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=4),
+)
+def test_folds_never_share_a_group_and_test_each_case_once(of_case, count, in_order, seed, copies):
+    groups = join_groups([str(g) for g in of_case], [(a % len(of_case), b % len(of_case)) for a, b in copies])
+    cases = named(*(f"case{number}" for number in range(len(groups))))
+    group = {case.name: own for case, own in zip(cases, groups, strict=True)}
+    different = len(set(groups))
+    if different < 2 or (count or 2) > different:
+        with pytest.raises(PairingError):
+            make_folds(cases, Path("data"), count, (), seed, (groups, "test"), in_order)
+        return
+    folds, how = make_folds(cases, Path("data"), count, (), seed, (groups, "test"), in_order)
+    assert len(folds) == (count or min(5, different))
+    assert how.startswith("leave one out") == (len(folds) == different)
+    for fold in folds:
+        assert not {group[case.name] for case in fold.training} & {group[case.name] for case in fold.test}
+        assert fold.training and fold.test and len(fold.training) + len(fold.test) == len(cases)
+    assert sorted(case.name for fold in folds for case in fold.test) == sorted(group)
+    if in_order:  # runs of groups in the order in which they first appear
+        order = list(dict.fromkeys(groups))
+        tested = [sorted({order.index(group[case.name]) for case in fold.test}) for fold in folds]
+        assert list(itertools.chain(*tested)) == list(range(different))
