@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewscan.training.engine import TrainingRun
-    from fewscan.training.loss import SegmentationLoss, prepare_batch
     from fewscan.training.intensity import RandomIntensityd
+    from fewscan.training.loss import SegmentationLoss, prepare_batch
     from fewscan.training.patches import ListLabelVoxelsd, PatchDataset, RandomPatchd, StepSampler
     from fewscan.training.rand_elastic import RandElasticAffine, RandElasticAffined
     from fewscan.training.ranks import leave_ranks

@@ -190,7 +190,8 @@ def _invariants(g: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """(axes, M) coefficients of s, s^2 (and s^3) in det(I + s G); g[j][i] is the slope of component i along axis j."""
 
     def minor(i: int, j: int) -> NDArray[np.float64]:
-        return g[i][i] * g[j][j] - g[j][i] * g[i][j]
+        difference: NDArray[np.float64] = g[i][i] * g[j][j] - g[j][i] * g[i][j]
+        return difference
 
     if len(g) == 2:
         return np.stack([g[0][0] + g[1][1], minor(0, 1)])
@@ -230,7 +231,7 @@ def _from_values(points: int) -> NDArray[np.float64]:
     """The matrix from values at the points to the coefficients of the splines."""
     if points < 2:
         raise ValueError(f"a control grid needs at least 2 points along each axis, not {points}")
-    return np.linalg.inv(_basis(np.arange(points, dtype=float), points))
+    return np.linalg.inv(_basis(np.arange(points, dtype=float), points)).astype(np.float64, copy=False)
 
 
 def _basis(places: NDArray[np.float64], points: int, slope: bool = False) -> NDArray[np.float64]:

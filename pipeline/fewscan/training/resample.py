@@ -109,7 +109,7 @@ def _inward(places: Tensor, spatial: Sequence[int], mode: Mode, folds: int) -> T
 def _cut(volume: Tensor, first: Sequence[int], size: Sequence[int], mode: Mode) -> Tensor:
     """(C, *spatial) -> (C, *size) from `first` on, contiguous; images repeat their border's voxels beyond it."""
     spatial = volume.shape[1:]
-    inside, outside = [slice(None)], []
+    inside, outside = [slice(None)], list[int]()
     for low, length, n in zip(first, size, spatial, strict=True):
         inside.append(slice(max(low, 0), low + length))
         outside[:0] = [int(low < 0), max(0, low + length - n)]  # the last axis first, as `pad` wants them
