@@ -26,6 +26,25 @@ def test_reordering_array_and_grid_leaves_every_voxel_in_its_place(turn, axes, f
 
 
 @given(angles)
+@settings(max_examples=40, deadline=None)
+def test_an_array_in_lps_lies_on_the_grid_in_lps(turn):
+    where = grid(rotation(*turn))
+    there = where.reordered(*where.axes_to_lps())
+    places_mm = np.moveaxis(where.to_mm(np.moveaxis(np.indices(where.shape), 0, -1)), -1, 0)  # (xyz, i, j, k)
+    moved = where.in_lps(places_mm)
+    np.testing.assert_allclose(np.moveaxis(moved, 0, -1), there.to_mm(np.moveaxis(np.indices(there.shape), 0, -1)))
+    np.testing.assert_array_equal(where.in_lps(places_mm[0]), moved[0])
+
+
+def test_the_volume_of_a_sheared_voxel():
+    """A parallelepiped: base times height, less than the product of its edges."""
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    affine[1, 2] = 4
+    assert Grid((2, 2, 2), affine).voxel_mm3 == pytest.approx(6)
+    assert np.prod(Grid((2, 2, 2), affine).spacing_mm) == pytest.approx(10)
+
+
+@given(angles)
 @settings(max_examples=60, deadline=None)
 def test_axes_to_lps_agrees_with_nibabel_where_it_is_plain(turn):
     where = grid(rotation(*turn))

@@ -295,6 +295,38 @@ def test_a_single_annotated_slice_stays_one_at_every_spacing(spacing):
     np.testing.assert_array_equal(moved[0].numpy()[:, :, slices], expected[0].numpy()[:, :, slices])
 
 
+@pytest.mark.parametrize("finer", [1, 2, 4])
+def test_a_single_annotated_slice_stays_one_where_the_other_axes_get_coarser(finer):
+    """Slices of 4 mm onto a grid of 1 mm, in-plane voxels of 1 mm and less: the slice is four new ones thick."""
+    n, step = 16 * finer, 1 / finer
+    scan = grid(np.diag([-1.0, -1, 1]), (n, n, 9), (step, step, 4.0))
+    classes = torch.full((1, n, n, 9), -1, dtype=torch.int16)
+    classes[..., 4] = 0
+    classes[0, n // 4 : n // 2, n // 4 : n // 2, 4] = 1
+    moved, target = labels_to_network_grid(classes, scan, [1.0, 1.0, 1.0])
+    assert target.shape == (16, 16, 36)
+    expected = np.full(target.shape, -1)
+    expected[..., 16:20] = 0
+    expected[4:8, 4:8, 16:20] = 1
+    np.testing.assert_array_equal(moved[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("spacing", [(1.3, 0.7, 2.5), (2.0, 1.6, 5.0)])
+def test_many_objects_are_resampled_as_each_by_itself(spacing):
+    """Blocks of 60 numbers with gaps between them, next to each other and at the border; no number lies elsewhere."""
+    scan = GRIDS["oblique and permuted"]
+    random = np.random.default_rng(0)
+    coarse = 7 * random.integers(0, 61, (5, 5, 3))
+    classes = torch.from_numpy(np.kron(coarse, np.ones((5, 5, 3), int))[: SHAPE[0], : SHAPE[1], : SHAPE[2]])[None]
+    moved, _ = labels_to_network_grid(classes, scan, spacing)
+    values = torch.unique(classes)
+    maps = torch.stack([to_network_grid((classes == value).float(), scan, spacing)[0][0] for value in values])
+    first, second = maps.sort(0, descending=True).values[:2]
+    clear = first - second > 1e-5  # a tie may be rounded either way
+    assert clear.float().mean() > 0.9
+    assert torch.equal(moved[0][clear], values[maps.argmax(0)][clear])
+
+
 def test_what_is_known_of_a_new_voxel_decides_it():
     """Halving the resolution of a plane of which every second column is known keeps all of it."""
     scan = grid(np.diag([-1.0, -1, 1]), (16, 16, 1), (1.0, 1.0, 1.0))

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fewscan import __version__
-from fewscan.errors import BundleError
+from fewscan.errors import BundleError, FewscanError, first_line, ours
 from fewscan.files import replace_when_complete, sha256
 from fewscan.labels import LabelTable
 
@@ -70,6 +71,29 @@ def write_bundle(
         temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def parsed(config: Path, device: Any = None) -> Iterator[Callable[[str], Any]]:
+    """A bundle's config, whose entries are built by their names within the block.
+
+    `device` stands for the config's own where it is given. Raises BundleError, which names the config, where anything
+    fails in the block: an edited config can raise anything.
+    """
+    from monai.bundle import ConfigParser
+
+    refuse_markup(str(config.parents[1]))
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    parser["bundle_root"] = str(config.parents[1])
+    if device is not None:
+        parser["device"] = device
+    try:
+        yield parser.get_parsed_content
+    except FewscanError:
+        raise
+    except Exception as problem:
+        raise ours(problem) or BundleError(f"{config}: cannot be used ({first_line(problem)})") from problem
 
 
 def refuse_markup(value: Any) -> None:
@@ -282,7 +306,11 @@ def deciding_settings(
     if "variant" in network_def:
         network_def["variant"] = getattr(network, "variant", network_def["variant"])
     values = LabelTable.from_json(labels).values.tolist()
-    return {**settings, "labels": values, "network_def": network_def, "cases (sha256)": cases_sha256}
+    return {**settings, "labels": values, "network_def": network_def, TRAINED_CASES: cases_sha256}
+
+
+TRAINED_CASES = "cases (sha256)"
+"""Of the settings that a training records: the hash of the cases that it had."""
 
 
 def cases_hash(listing: Mapping[str, Any]) -> str:

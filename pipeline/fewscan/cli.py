@@ -1,4 +1,4 @@
-"""The command line: `fewscan plan`, `train`, `validate`, `segment`, `uncertainty`, `compare`, `demo`.
+"""The command line: `fewscan plan`, `preview`, `train`, `validate`, `segment`, `uncertainty`, `compare`, `demo`.
 
 Exit codes: 0 all done; 2 some scans failed, the others are done; 1 nothing could be done, or wrong arguments; 75 a
 training was asked to stop (SIGTERM, SIGUSR1, Ctrl-Break) and saved itself: the same command goes on.

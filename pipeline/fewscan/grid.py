@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +46,11 @@ class Grid:
         """Distance between neighbouring voxel centres along i, j, k, in mm."""
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(i), float(j), float(k)
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel; less than the product of its spacing where a gantry tilt shears it."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     @property
     def directions(self) -> NDArray[np.float64]:
@@ -110,6 +116,14 @@ class Grid:
         wanted = (-1, -1, 1)
         flips = [bool(np.sign(self.directions[row, axis]) == -wanted[row]) for row, axis in enumerate(axes)]
         return (axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2])
+
+    def in_lps(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array whose last axes are (i, j, k) with these as `axes_to_lps` says; a view."""
+        axes, flips = self.axes_to_lps()
+        before = array.ndim - 3
+        turned = array.transpose(*range(before), *(before + axis for axis in axes))
+        turn: tuple[Any, ...] = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
+        return turned[(..., *turn)]
 
 
 def _times(numbers: tuple[float, ...]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -33,7 +33,10 @@ def to_network_grid(
         The array, contiguous, and its grid.
     """
     axes, flips, target = _target(grid, spacing_mm, slice_axis)
-    return _resample(_reorder(array, axes, flips), target.shape).contiguous(), target
+    array = _reorder(array, axes, flips)
+    for axis, own in _weights(array.shape[1:], target.shape).items():
+        array = _along(array, axis, own)
+    return array.contiguous(), target
 
 
 def labels_to_network_grid(
@@ -41,25 +44,46 @@ def labels_to_network_grid(
 ) -> tuple[Tensor, Grid]:
     """As `to_network_grid`, for class indices (1, i, j, k): the class that covers most of a new voxel wins.
 
-    The lower class wins a tie. The type stays; without resampling the voxels are only reordered. A new voxel is
-    unknown (-1) where less than half of it is known, or of one of the scan's voxels where those are smaller: a single
-    annotated slice stays one. Else the class that covers most of what is known wins.
+    The lower class wins a tie. The type stays; without resampling the voxels are only reordered. Axis by axis a new
+    voxel is unknown (-1) where less than half of it is known, or of one of the scan's voxels where those are smaller:
+    a single annotated slice stays one. Else the class that covers most of what is known wins.
     """
     axes, flips, target = _target(grid, spacing_mm, slice_axis)
     classes = _reorder(classes, axes, flips)
     if classes.shape[1:] == target.shape:
         return classes.contiguous(), target
-    coarser = max(1.0, *(n / size for n, size in zip(classes.shape[1:], target.shape, strict=True)))
-    least = 1 - 0.5 / coarser  # share that has to be unknown
-    largest = torch.full((1, *target.shape), -1.0, device=classes.device)
-    winner = torch.empty((1, *target.shape), dtype=classes.dtype, device=classes.device)
-    for value in torch.unique(classes):  # one after the other: maps of all classes would need far more memory
-        share = _resample((classes == value).float(), target.shape)
-        if value < 0:
-            share = torch.where(share > least, 2.0, -1.0)
-        winner[share > largest] = value
-        largest = torch.maximum(largest, share)
+    weights = _weights(classes.shape[1:], target.shape)
+    largest = torch.zeros((1, *target.shape), device=classes.device)
+    winner = torch.zeros((1, *target.shape), dtype=classes.dtype, device=classes.device)
+    for value, box in _boxes(classes[0]):  # one after the other: maps of all classes would need far more memory
+        share, reached = (classes[:, *box] == value).float(), [slice(None), *box]
+        for axis, own in weights.items():
+            rows = np.flatnonzero(own[:, box[axis - 1]].any(axis=1))
+            reached[axis] = slice(int(rows[0]), int(rows[-1]) + 1)
+            share = _along(share, axis, own[reached[axis], box[axis - 1]])
+        here = tuple(reached)
+        winner[here][share > largest[here]] = value
+        largest[here] = torch.maximum(largest[here], share)
+    unknown = classes < 0
+    if unknown.any():
+        known = (~unknown).float()
+        for axis, own in weights.items():
+            coarser = max(1.0, own.shape[1] / own.shape[0])
+            known = (_along(known, axis, own) >= 0.5 / coarser).float()
+        winner[known == 0] = -1
     return winner, target
+
+
+def _boxes(classes: Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """Each value from 0 on that there is in (i, j, k), and the box that it lies in."""
+    values = classes.numpy(force=True)
+    count, sides = int(values.max()) + 2, []
+    for axis in range(3):
+        planes = np.moveaxis(values, axis, 0)
+        found = np.stack([np.bincount(plane.ravel().astype(np.int64) + 1, minlength=count)[1:] > 0 for plane in planes])
+        sides.append((found.argmax(axis=0), len(found) - found[::-1].argmax(axis=0)))
+    for value in np.flatnonzero(found.any(axis=0)).tolist():
+        yield value, tuple(slice(int(first[value]), int(end[value])) for first, end in sides)
 
 
 def _target(
@@ -90,14 +114,15 @@ def _reorder(array: Tensor, axes: Sequence[int], flips: Sequence[bool]) -> Tenso
     return array.permute(0, *(axis + 1 for axis in axes)).flip([a + 1 for a in range(3) if flips[a]])
 
 
-def _resample(array: Tensor, shape: Sequence[int]) -> Tensor:
-    """(channel, i, j, k) to (channel, *shape), linearly, of the same extent; axes of equal length stay as they are."""
-    for axis, (n, size) in enumerate(zip(array.shape[1:], shape, strict=True), start=1):
+def _weights(shape: Sequence[int], target: Sequence[int]) -> dict[int, NDArray[np.float32]]:
+    """For each axis of (channel, i, j, k) that changes, the matrix to its new length, linear, of the same extent."""
+    weights = {}
+    for axis, (n, size) in enumerate(zip(shape, target, strict=True), start=1):
         if n != size:
             scale = n / size
             centres = np.arange(size, dtype=np.float64) * scale + (scale - 1) / 2
-            array = _along(array, axis, linear_weights(centres, n, max(scale, 1.0)))
-    return array
+            weights[axis] = linear_weights(centres, n, max(scale, 1.0))
+    return weights
 
 
 def decide(logits: Tensor, network_affine: Affine, scan: Grid) -> NDArray[np.integer]:

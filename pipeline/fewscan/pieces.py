@@ -40,13 +40,21 @@ def keep_pieces(
     return result
 
 
-def number_pieces(inside: NDArray[np.bool_]) -> NDArray[np.unsignedinteger]:
-    """The pieces of a mask (i, j, k), numbered from 1 in the order of the array; 0 outside."""
+def number_pieces(inside: NDArray[np.bool_], corners: bool = True) -> NDArray[np.unsignedinteger]:
+    """The pieces of a mask (i, j) or (i, j, k), numbered from 1 in the order of the array; 0 outside.
+
+    `corners`: whether voxels that touch at an edge or a corner are connected, or over faces alone.
+    """
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(np.ascontiguousarray(inside, dtype=np.uint8))
-    numbers: NDArray[np.unsignedinteger] = sitk.GetArrayFromImage(sitk.ConnectedComponent(image, True))
+    numbers: NDArray[np.unsignedinteger] = sitk.GetArrayFromImage(sitk.ConnectedComponent(image, corners))
     return numbers
+
+
+def count_pieces(inside: NDArray[np.bool_]) -> int:
+    """How many there are, connected over faces, edges and corners."""
+    return int(number_pieces(inside[_box(inside)]).max()) if inside.any() else 0
 
 
 def _box(inside: NDArray[np.bool_]) -> tuple[slice, ...]:

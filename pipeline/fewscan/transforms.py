@@ -116,7 +116,7 @@ class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI has no types
 
     def _moved(self, array: Tensor, moved: Grid, source: MetaTensor) -> MetaTensor:
         grid = scan_grid(source)
-        meta = {**_without_affine(source), "original_affine": grid.affine.copy(), "spatial_shape": np.array(grid.shape)}
+        meta = {**without_affine(source), "original_affine": grid.affine.copy(), "spatial_shape": np.array(grid.shape)}
         return MetaTensor(array, affine=torch.from_numpy(moved.affine.copy()), meta=meta)
 
 
@@ -169,7 +169,7 @@ class DecideLabelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
                         f"{len(self.table)} labels and the background"
                     )
                 classes = self.table.to_values(classes)
-            meta = _without_affine(image)
+            meta = without_affine(image)
             labels = torch.from_numpy(classes[None].astype(np.int32))  # torch has no arithmetic on uint16
             result[key] = MetaTensor(labels, affine=torch.from_numpy(affine), meta=meta)
         return result
@@ -221,7 +221,7 @@ class MatchLabelGridd(MapTransform):  # type: ignore[misc]  # MONAI has no types
             highest, unknown = array.max(), array.min() < 0
             dtype = np.uint8 if highest < 2**8 and not unknown else np.int16 if highest < 2**15 else np.int32
             classes = torch.from_numpy(array[None].astype(dtype))
-            result[key] = MetaTensor(classes, affine=image.affine, meta=_without_affine(label))
+            result[key] = MetaTensor(classes, affine=image.affine, meta=without_affine(label))
         return result
 
 
@@ -231,6 +231,6 @@ def scan_grid(image: MetaTensor) -> Grid:
     return Grid((i, j, k), np.asarray(image.affine.cpu(), dtype=np.float64))
 
 
-def _without_affine(image: MetaTensor) -> dict[str, Any]:
+def without_affine(image: MetaTensor) -> dict[str, Any]:
     """The metadata; MetaTensor takes the affine by itself and warns of a second one."""
     return {key: value for key, value in image.meta.items() if key != "affine"}

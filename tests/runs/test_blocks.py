@@ -27,7 +27,8 @@ def test_blocks_partition_the_axis_and_keep_a_gap(labelled, wanted):
         test, read = set(range(block.first, block.stop)), set(range(*block.read))
         training = {voxel for first, stop in block.training for voxel in range(first, stop)}
         assert test <= read and not read & training and read | training == set(range(n))
-        gap = max(1, n // 10)
+        filled = np.flatnonzero(labelled)
+        gap = max(1, int(filled[-1] - filled[0] + 1) // 10)
         assert all(abs(one - other) > gap for one in test for other in training)
         assert any(labelled[voxel] for voxel in training)
 
@@ -37,11 +38,30 @@ def test_blocks_share_the_label():
     labelled = [5 if 40 <= z < 80 else 0 for z in range(100)]
     blocks = cut_blocks(labelled)
     assert [(block.first, block.stop) for block in blocks] == [(0, 48), (48, 56), (56, 64), (64, 72), (72, 100)]
-    assert blocks[1].read == (38, 66) and blocks[1].training == ((0, 38), (66, 100))
+    assert blocks[1].read == (44, 60) and blocks[1].training == ((0, 44), (60, 100))
+
+
+@pytest.mark.parametrize("size", [6, 7, 9, 12, 20, 40, 59])
+@pytest.mark.parametrize("n", [64, 256])
+def test_a_small_organ_in_a_large_volume_is_parted(n, size):
+    """Wherever it lies: the gap is a tenth of the organ, not of the volume; every block has labels to train on."""
+    for first in (0, (n - size) // 2, n - size):
+        labelled = [0] * first + [50] * size + [0] * (n - size - first)
+        for block in cut_blocks(labelled):
+            assert sum(labelled[block.first : block.stop]) > 0
+            assert sum(sum(labelled[a:b]) for a, b in block.training) > 0
+
+
+def test_fewer_blocks_where_five_leave_nothing_to_train_on():
+    """Nearly all voxels in three slices: the usual blocks would be empty."""
+    labelled = [1, 1, 1, 1, 1, 90, 90, 90, 1, 1, 1, 1, 1, 1, 1]
+    with pytest.raises(PairingError, match="too close together"):
+        cut_blocks(labelled, 5)
+    assert 2 <= len(cut_blocks(labelled)) < 5
 
 
 @pytest.mark.parametrize(
-    ("labelled", "wanted"), [([0, 4, 4, 4, 4, 4, 0], None), ([1] * 20, 7), ([9] * 6 + [0] * 90, 2)]
+    ("labelled", "wanted"), [([0, 4, 4, 4, 4, 4, 0], None), ([1] * 20, 7), ([1, 1, 1, 1, 1, 99], 2)]
 )
 def test_what_cannot_be_parted_is_refused(labelled, wanted):
     with pytest.raises(PairingError, match="annotate another"):

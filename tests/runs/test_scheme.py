@@ -8,9 +8,10 @@ import pytest
 from conftest import shared
 from fewscan.errors import PairingError
 from fewscan.labels import LabelTable
-from fewscan.runs.scheme import Look, part_cases
+from fewscan.runs.scheme import Look, look_at, part_cases
 from fewscan.scans import Case, open_scan
-from fewscan.training.alike import Thumbnail
+from fewscan.training.alike import Thumbnail, near_identical, stack_correlation
+from runs.tiny import save_nifti
 
 TABLE = LabelTable.from_json(["kidney"])
 
@@ -43,6 +44,40 @@ def test_the_sections_of_isbi_do_not_collapse_into_one_group():
     assert "neighbouring slices of one stack" in scheme.warnings[0] and len(set(scheme.groups.values())) == 15
 
 
+def test_slices_grouped_by_patient_are_no_stack():
+    """Slices of a patient look alike, but whole patients are held out: no warning, and they are drawn."""
+    images, names = [], []
+    for patient in range(5):
+        random = np.random.default_rng(patient)
+        body = random.normal(size=(1, 40, 30, 1)).cumsum(1).cumsum(2)
+        body /= body.std()
+        for number in range(8):
+            images.append(body + 0.9 * random.normal(size=body.shape).cumsum(1) / 5)
+            names.append(f"p{patient}_slice{number:02d}")
+    assert stack_correlation([Thumbnail.of(image) for image in images]) is not None  # the trap
+    scheme = parted(images, names)
+    assert scheme.warnings == () and scheme.name == "leave-one-out" and "either side" not in scheme.how
+    for part in scheme.parts:
+        assert len({case.name[:2] for case in part.test}) == 1 and len(part.training) == 32
+
+
+def test_a_copy_with_other_axes_in_its_file_is_found(tmp_path):
+    image = np.random.default_rng(0).normal(500, 99, (20, 18, 16)).astype(np.int16)
+    label = np.zeros(image.shape, np.uint8)
+    label[5:10, 5:10, 5:10] = 1
+    lps, other = np.diag([-1.0, -1, 1, 1]), np.array([[0, 1.0, 0, -17], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    cases = []
+    for name, affine in (("a", lps), ("b", other)):
+        for folder, array in (("images", image), ("labels", label)):
+            stored = array if name == "a" else array[:, ::-1].transpose(1, 0, 2)[::-1, ::-1].copy()
+            save_nifti(tmp_path / folder / f"{name}.nii.gz", stored, affine)
+        cases.append(Case(name, (tmp_path / "images" / f"{name}.nii.gz",), (tmp_path / "labels" / f"{name}.nii.gz",)))
+    looks, left_out = look_at(cases, {"channels": [{"name": "image"}]}, TABLE, {})
+    one, two = (open_scan(case.image) for case in cases)
+    np.testing.assert_array_equal(one.grid.in_lps(one.read()), two.grid.in_lps(two.read()))
+    assert not left_out and near_identical([looks["a"].thumbnail, looks["b"].thumbnail])
+
+
 def test_copies_stay_together_unless_nothing_else_is_left():
     images = different(6)
     images[4] = images[1] * 2 + 1
@@ -61,3 +96,5 @@ def test_the_users_groups_decide(tmp_path):
     file.write_text("case,group\na,x\nb,x\nc,x\nd,x\n")
     with pytest.raises(PairingError, match="puts all cases into one group, so nothing is left to test on"):
         parted(different(4), list("abcd"), file)
+    with pytest.raises(PairingError, match="one scan alone is parted into blocks, not by groups; leave --groups out"):
+        parted(different(1), ["a"], file)

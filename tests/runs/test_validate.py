@@ -4,6 +4,8 @@ import csv
 import itertools
 import json
 import shutil
+from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel
 import numpy as np
@@ -11,17 +13,22 @@ import pytest
 from ignite.engine import Events
 
 from conftest import configure, write_volumes
+from fewscan.bundle import cases_hash, read_json
 from fewscan.cli import main
 from fewscan.errors import BundleError
 from fewscan.grid import Grid
+from fewscan.labels import LabelTable
 from fewscan.metrics import hausdorff95_mm
-from fewscan.runs.estimate import in_words, read_estimate, settings_hash
+from fewscan.runs.estimate import in_words, read_estimate, settings_hash, write_estimate
+from fewscan.runs.folds import make_folds
 from fewscan.runs.predictor import Predictor
+from fewscan.runs.scheme import Part, Scheme
 from fewscan.runs.segment import segment
-from fewscan.runs.validate import disagreement, validate
-from fewscan.scans import open_scan
+from fewscan.runs.validate import _Run, disagreement, validate
+from fewscan.scans import Case, open_scan
 from fewscan.training import PatchDataset, TrainingRun
 from fewscan.training.plan import plan
+from runs.tiny import change_config
 
 MEASURED = ("seconds", "minutes")
 
@@ -96,6 +103,7 @@ def test_page_and_table_say_what_the_json_says(straight):
     page = (bundle / "validation" / "index.html").read_text(encoding="utf-8")
     assert 'src="http' not in page and "<script" not in page and page.count("data:image/png;base64,") == 2
     assert in_words(bundle) in page and "Not complete" not in page
+    assert "This page shows scans of your patients" in page
     with (bundle / "validation" / "report.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [(line["case"], float(line["dice"])) for line in table] == [(r["case"], r["dice"]) for r in result["cases"]]
@@ -169,6 +177,11 @@ def test_an_interrupted_validation_gives_the_same_estimate(data, straight, tmp_p
     assert read_estimate(bundle) is None
     assert "2 of 3 trainings are missing" in (bundle / "validation" / "index.html").read_text()
     first = (bundle / "validation" / "fold-1" / "models" / "model.pt").stat().st_mtime_ns
+    with monkeypatch.context() as patched:  # then killed between model.pt and training.json
+        patched.setattr(TrainingRun, "_write_record", Mock(side_effect=KeyboardInterrupt))
+        assert main(["validate", str(bundle), "--device", "cpu"]) == 1
+    assert (bundle / "validation" / "fold-2" / "models" / "model.pt").exists()
+    capsys.readouterr()
     assert main(["validate", str(bundle), "--device", "cpu"]) == 0
     told = capsys.readouterr().out
     assert "1 of 3 done before" in told and "2 training(s) take at least" in told and "resuming after" in told
@@ -224,6 +237,57 @@ def test_other_settings_are_told_and_another_validation_is_refused(straight, tmp
         assert words in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_an_estimate_of_another_model_is_told(straight, tmp_path):
+    """By models/training.json: other cases, another length; and what is done to masks that were not scored so."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(straight[0] / "models", bundle / "models")
+    shutil.copytree(straight[0] / "configs", bundle / "configs")
+    record = bundle / "models" / "training.json"
+    listed = cases_hash(read_json(bundle / "configs" / "datalist.json"))
+    for cases, steps, minutes, words in (
+        (listed, 8, None, []),
+        (listed, 3, None, ["each fold was trained for 8 steps, the bundle for 3 steps"]),
+        (listed, 8, 2.0, ["each fold was trained for 8 steps, the bundle for 2 minute(s)"]),
+        ("of others", 8, None, ["the model was trained on other cases than the estimate is of"]),
+        (None, 8, None, []),  # MONAI Label brings its own cases
+    ):
+        trained = {"steps": steps, "minutes_given": minutes, "settings": {"cases (sha256)": cases}}
+        record.write_text(json.dumps(trained))
+        assert in_words(bundle).split("; ")[1:] == words
+        assert in_words(bundle, ensemble=True).endswith("their ensemble was not scored)")
+    change_config(bundle, keep_largest=[1])
+    assert in_words(bundle).endswith("; scored without the post-processing that inference.json has on")
+
+
+def test_scans_of_fewer_groups_are_told(straight, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(straight[0] / "configs", bundle / "configs")
+    (bundle / "models").mkdir()
+    write_estimate(bundle, {**read_estimate(straight[0]), "cases": 40, "groups": 5})
+    assert ", 40 scans of 5 groups, leave-one-out" in in_words(bundle)
+
+
+def test_a_case_that_could_not_be_scored_is_scored_later(data, straight, tmp_path, capsys):
+    """Its file came back: the fold is scored again by the model that it has."""
+    home = tmp_path / "home"
+    shutil.copytree(data, home / "data")
+    bundle = bundle_of(home / "data", home / "bundle")
+    shutil.copytree(straight[0] / "validation", bundle / "validation")
+    for config in (bundle / "validation").glob("fold-*/configs/train.json"):
+        config.write_text(json.dumps({**read_json(config), "dataset_dir": str(home / "data")}))
+    spec = read_json(bundle / "validation" / "fewscan.json")
+    (bundle / "validation" / "fewscan.json").write_text(json.dumps({**spec, "settings_sha256": settings_hash(bundle)}))
+    file = bundle / "validation" / "scores" / "fold-1.json"
+    record = read_json(file)
+    (row,) = record["cases"]
+    file.write_text(json.dumps({**record, "cases": [], "failed": [{"case": row["case"], "reason": "unreadable"}]}))
+    model = bundle / "validation" / "fold-1" / "models" / "model.pt"
+    before = model.stat().st_mtime_ns
+    result = validate(bundle, device="cpu")
+    assert "2 of 3 done before" in capsys.readouterr().out and model.stat().st_mtime_ns == before
+    assert result["failed"] == [] and comparable(result["cases"]) == comparable(straight[1]["cases"])
+
+
 def test_never_validated_is_said(data, tmp_path):
     bundle = bundle_of(data, tmp_path / "bundle")
     assert in_words(bundle).startswith("never validated")
@@ -236,7 +300,7 @@ def test_a_broken_estimate_is_named(straight, tmp_path):
     shutil.copytree(straight[0] / "configs", bundle / "configs")
     (bundle / "models").mkdir()
     (bundle / "models" / "validation.json").write_text('{"dice": 0.8}')
-    with pytest.raises(BundleError, match=r"validation\.json: has no cases, scheme, blocks, models, warnings"):
+    with pytest.raises(BundleError, match=r"validation\.json: has no cases, scheme, blocks, models, groups, budget"):
         in_words(bundle)
 
 
@@ -258,6 +322,7 @@ def test_one_bad_case_stops_nothing_and_copies_stay_together(tmp_path, capsys):
     fold = {row["case"]: row["fold"] for row in result["cases"]}
     assert set(fold) == {"case0", "case1", "case2", "case3"} and fold["case1"] == fold["case3"]
     assert len(set(fold.values())) == 3
+    assert result["unlabelled"] == []  # case4 has a label, though a broken one
     assert "1 case(s) could not be used" in read_estimate(bundle)["warnings"]
 
 
@@ -270,7 +335,7 @@ def test_one_scan_is_tested_by_blocks(tmp_path, capsys):
 
         def case(self, index):
             loaded = before(self, index)
-            fold = next(part for part in self.data[index]["image"].split("/") if part.startswith("block-"))
+            fold = next(part for part in Path(self.data[index]["image"]).parts if part.startswith("block-"))
             trained.setdefault(fold, {})[self.data[index]["image"]] = tuple(loaded["image"].shape[1:])
             return loaded
 
@@ -279,7 +344,9 @@ def test_one_scan_is_tested_by_blocks(tmp_path, capsys):
     assert result["scheme"].endswith("blocks") and result["blocks"] and len(trained) == result["folds"] >= 2
     axis = "ijk".index(result["how"].split("along its axis ")[1][0])
     n = (24, 20, 18)[axis]
-    gap = n // 10
+    label = np.asarray(nibabel.load(next((data / "labels").iterdir())).dataobj)
+    filled = np.flatnonzero(label.any(axis=tuple(other for other in range(3) if other != axis)))
+    gap = max(1, int(filled[-1] - filled[0] + 1) // 10)
     for row, parts in zip(result["cases"], (trained[name] for name in sorted(trained)), strict=True):
         tested = row["mvoxels"] * 1e6 / (24 * 20 * 18 / n)
         inner = 1 if len(parts) == 1 else 2  # at the border of the scan there is a gap on one side alone
@@ -288,6 +355,26 @@ def test_one_scan_is_tested_by_blocks(tmp_path, capsys):
     assert any("blocks of one scan; blocks of one scan say nothing of other scans" in line for line in words)
     assert "each fold was trained for 0.02 minute(s), the bundle for 8 steps" in in_words(bundle)
     assert not (bundle / "validation" / "blocks").exists()  # pieces of a person's scan
+    assert all(row["hd95_mm"] is None for row in result["cases"])  # surfaces end at the border of a block
+    with pytest.raises(BundleError, match="holds a validation with budget"):
+        validate(bundle, device="cpu", minutes=0.03)
+    with pytest.raises(BundleError, match="one scan alone gives no learning curve"):
+        validate(bundle, device="cpu", minutes=0.02, learning_curve=True)
+    assert not (bundle / "validation" / "blocks").exists()
+
+
+@pytest.mark.parametrize("count", range(2, 30))
+def test_all_folds_give_the_same_points_of_a_learning_curve(tmp_path, count):
+    cases = [Case(f"c{number}", (tmp_path / f"c{number}.nii",)) for number in range(count)]
+    groups = {case.name: case.name for case in cases}
+    folds, how = make_folds(cases, tmp_path, grouping=(list(groups), "each case by itself"))
+    scheme = Scheme(tuple(Part(tmp_path, f.training, f.test) for f in folds), groups, "folds", how, ())
+    jobs = _Run(tmp_path, tmp_path, {}, {}, LabelTable.from_json(["a"]), scheme, {}, {}, None, 0).smaller_jobs()
+    of_size = {}
+    for job in jobs:
+        of_size.setdefault(job.size, set()).update(case.name for case in job.part.test)
+        assert len(job.part.training) == job.size
+    assert all(tested == set(groups) for tested in of_size.values())
 
 
 def test_where_models_disagree_is_told_first(data, tmp_path, capsys):

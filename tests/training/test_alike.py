@@ -14,9 +14,21 @@ def thumbnails(files):
 
 def test_a_thumbnail_is_the_mean_of_its_blocks():
     image = np.random.default_rng(0).normal(5, 2, (2, 64, 96, 1))
-    blocks = image.reshape(2, 32, 2, 32, 3, 1).mean(axis=(2, 4)).ravel()
-    expected = (blocks - blocks.mean()) / np.linalg.norm(blocks - blocks.mean())
-    np.testing.assert_allclose(Thumbnail.of(image).values, expected, atol=1e-6)
+    image[1] = 1000 + 40 * image[1]
+    blocks = image.reshape(2, 32, 2, 32, 3, 1).mean(axis=(2, 4)).reshape(2, -1)
+    expected = (blocks - blocks.mean(axis=1, keepdims=True)) / blocks.std(axis=1, keepdims=True)
+    np.testing.assert_allclose(Thumbnail.of(image).values, expected.ravel() / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_channels_of_different_brightness_make_no_copies():
+    """Noise around 1000 beside noise around 100, as two sequences of a scanner: different scans stay different."""
+    random = np.random.default_rng(3)
+    channels = [(1000, 80), (100, 20)]
+    images = [np.stack([random.normal(m, sd, (24, 24, 12)) for m, sd in channels]) for _ in range(5)]
+    made = [Thumbnail.of(image) for image in images]
+    assert near_identical(made) == []
+    constant = np.stack([images[0][0], np.full((24, 24, 12), 7.0)])
+    assert near_identical([made[0], *(Thumbnail.of(image) for image in (constant, 2 * constant))])[0][:2] == (1, 2)
 
 
 def test_a_copy_with_noise_and_another_contrast_is_found():

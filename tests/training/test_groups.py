@@ -4,14 +4,14 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewscan.errors import PairingError
 from fewscan.runs.folds import make_folds
 from fewscan.scans import Case
 from fewscan.scans.patients import patient_numbers
-from fewscan.training.split import group_cases, join_groups, read_groups
+from fewscan.training.split import group_cases, join_groups, read_groups, split
 from runs.tiny import noise
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES
@@ -33,6 +33,29 @@ def test_series_of_one_patient_stay_together_without_their_id(tmp_path):
     assert "by the patient of the DICOM files" in how
     assert not any(word in f"{groups}{how}" for word in ("SMITH", "JONES"))
     assert patient_numbers([case.image[0] for case in cases]) == [1, 2, 1, None, None]
+
+
+def test_a_patient_of_dicom_and_of_bids_is_one(tmp_path):
+    """One `sub-XX` under two IDs, one ID under two `sub-XX`, and a NIfTI beside the DICOM of its `sub-XX`."""
+    cases = []
+    for number, (place, patient) in enumerate(
+        (("sub-01/ses-1", "A"), ("sub-01/ses-2", "B"), ("sub-02/ses-1", "C"), ("sub-03/ses-1", "C"), ("sub-04", "D"))
+    ):
+        write_series(tmp_path / place / "dcm", noise(number), AFFINES["oblique"], PatientID=patient)
+        cases.append(Case(place, (tmp_path / place / "dcm",)))
+    cases.append(Case("sub-04/t1", (tmp_path / "sub-04" / "t1.nii.gz",)))
+    groups, how = group_cases(cases)
+    first, second, third, fourth, fifth, sixth = groups
+    assert first == second and third == fourth and fifth == sixth and len(set(groups)) == 3
+    assert how == "by the patient of the DICOM files, by the patient, sub-XX"
+
+
+def test_copies_are_never_trained_on_and_held_out():
+    cases = named(*"abcdefghij")
+    for seed in range(10):
+        training, held_out, why = split(cases, 2, seed, [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)])
+        assert {case.name for case in held_out} in [set(pair) for pair in ("ab", "cd", "ef", "gh", "ij")]
+        assert len(training) == 8 and "near-identical images stay together" in why
 
 
 def test_the_table_goes_before_names_and_keeps_no_name_of_a_group(tmp_path):
@@ -60,6 +83,12 @@ def test_a_table_that_says_nothing_is_refused(tmp_path, text, words):
         read_groups(tmp_path / "groups.csv")
 
 
+def test_a_table_in_another_encoding_is_refused_with_the_way_out(tmp_path):
+    (tmp_path / "groups.csv").write_bytes("case,group\na,M\u00fcller\n".encode("latin-1"))
+    with pytest.raises(PairingError, match="save it as CSV in UTF-8"):
+        read_groups(tmp_path / "groups.csv")
+
+
 def test_copies_join_their_groups():
     assert join_groups(["a", "b", "c", "d", "b"], [(0, 1), (2, 3)]) == ["a", "a", "c", "c", "a"]
     assert join_groups(["a", "b", "c"], [(0, 1), (1, 2)]) == ["a", "a", "a"]
@@ -72,6 +101,7 @@ def test_copies_join_their_groups():
     st.integers(0, 5),
     st.lists(st.tuples(st.integers(0, 39), st.integers(0, 39)), max_size=4),
 )
+@settings(deadline=None)
 def test_folds_never_share_a_group_and_test_each_case_once(of_case, count, in_order, seed, copies):
     groups = join_groups([str(g) for g in of_case], [(a % len(of_case), b % len(of_case)) for a, b in copies])
     cases = named(*(f"case{number}" for number in range(len(groups))))
@@ -86,9 +116,17 @@ def test_folds_never_share_a_group_and_test_each_case_once(of_case, count, in_or
     assert how.startswith("leave one out") == (len(folds) == different)
     for fold in folds:
         assert not {group[case.name] for case in fold.training} & {group[case.name] for case in fold.test}
-        assert fold.training and fold.test and len(fold.training) + len(fold.test) == len(cases)
+        assert fold.training and fold.test
+        assert in_order or len(fold.training) + len(fold.test) == len(cases)
     assert sorted(case.name for fold in folds for case in fold.test) == sorted(group)
     if in_order:  # runs of groups in the order in which they first appear
         order = list(dict.fromkeys(groups))
         tested = [sorted({order.index(group[case.name]) for case in fold.test}) for fold in folds]
         assert list(itertools.chain(*tested)) == list(range(different))
+        trained = [{order.index(group[case.name]) for case in fold.training} for fold in folds]
+        gap = [{at for at in range(different) if run[0] - 1 <= at <= run[-1] + 1} for run in tested]
+        beyond = [set(range(different)) - out for out in gap]
+        if all(2 * len(far) >= different - len(run) for far, run in zip(beyond, tested, strict=True)):
+            assert trained == beyond and "on either side of a test are not trained on" in how
+        else:  # so few that hardly any would be left
+            assert trained == [set(range(different)) - set(run) for run in tested] and "either side" not in how

@@ -5,18 +5,39 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from conftest import configure, write_volumes
 from fewscan.errors import BundleError
-from fewscan.training import set_seed
+from fewscan.training import StepSampler, engine, set_seed
 from fewscan.training.curves import POINTS, chart
 from fewscan.training.history import History, TensorBoardLog
 from fewscan.training.plan import plan
 from fewscan.training.run import train
 from training.interrupt import signal_in
+
+
+def test_only_the_writer_counts_flat_epochs(monkeypatch, tmp_path):
+    """Resumed, each rank has the losses of the state, and rank 0 alone those that follow: they fall again."""
+    network, asked = torch.nn.Linear(1, 1), []
+    monkeypatch.setattr(engine, "largest", lambda values, *_: asked.append(values[0]) or list(values))
+    runs = []
+    for rank in range(2):
+        run = engine.TrainingRun(
+            network, torch.optim.SGD(network.parameters(), 0.1), StepSampler(10, rank, 2), str(tmp_path), patience=20
+        )
+        run.history.load({"lines": [{"epoch": n // 5, "step": 10 * n, "loss": 1.0} for n in range(25)], "losses": []})
+        runs.append(run)
+    for epoch in range(6, 30):
+        state = SimpleNamespace(epoch=epoch, max_epochs=100)
+        runs[0].history.lines += [{"epoch": epoch, "step": 0, "loss": 0.9**epoch}] * 5
+        for run in runs:
+            run._shorten_at_plateau(SimpleNamespace(state=state))
+    assert max(asked) < 20 and runs[1]._flat_epochs == 0
+    assert [run.shortened_to for run in runs] == [None, None]
 
 
 @pytest.fixture

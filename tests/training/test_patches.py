@@ -136,6 +136,22 @@ def test_label_voxels_lists_each_label_whole_where_it_is_small():
     assert (label[0][tuple(large.T)] == 2).all()
 
 
+@pytest.mark.parametrize(("size", "every"), [(200, 2), (200, 3)])
+def test_the_listed_voxels_lie_in_every_annotated_slice(size, every):
+    """Of sizes and distances that share divisors, so that each n-th voxel lies in the same slices."""
+    label = torch.full((1, size, size, 16 * every), -1, dtype=torch.int16)
+    label[..., ::every] = 0
+    label[:, size // 4 : size // 2, size // 4 : size // 2, ::every] = 1
+    data = ListLabelVoxelsd("label")({"label": label})
+    for voxels, known in ((data["known_voxels"], 0), (data["label_voxels"][0], 1)):
+        counts = torch.bincount(voxels[:, 2], minlength=16 * every)
+        assert len(voxels) == len(voxels.unique(dim=0)) == 20_000
+        assert (label[0][tuple(voxels.T)] >= known).all()
+        assert counts[::every].min() > 1000 and counts.sum() == counts[::every].sum()  # 1250 each, sd 34
+    again = ListLabelVoxelsd("label")({"label": label})
+    assert torch.equal(again["known_voxels"], data["known_voxels"])
+
+
 @pytest.mark.parametrize("patch", [(8, 9, 7), (9, 7)])
 def test_a_weight_map_goes_along_with_its_patch(patch):
     """A weight map that is the image itself: equal inside the volume, 0 beyond it; 2D patches from the same slice."""

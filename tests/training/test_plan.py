@@ -240,6 +240,17 @@ def test_a_tenth_is_held_out_from_ten_cases_on_by_the_seed(tmp_path):
         plan(tmp_path / "data", tmp_path / "all", validation=10)
 
 
+def test_copies_of_an_image_are_held_out_together(tmp_path):
+    data = write_volumes(tmp_path / "data", count=6, shape=(12, 13, 14))
+    for number in (0, 2, 4):
+        for folder in ("images", "labels"):
+            shutil.copy(data / folder / f"case{number}.nii.gz", data / folder / f"case{number + 1}.nii.gz")
+    result = plan(data, tmp_path / "bundle", validation=1)
+    first, second = sorted(int(case.name.removeprefix("case")) for case in result.validation)
+    assert first % 2 == 0 and second == first + 1
+    assert "near-identical images stay together" in result.reasons["validation"]
+
+
 def test_below_ten_cases_all_are_learned_from(tmp_path):
     result = plan(write_volumes(tmp_path / "data"), tmp_path / "bundle")
     assert (len(result.training), len(result.validation)) == (4, 0)

@@ -136,6 +136,8 @@ def test_what_does_not_fit_is_refused():
         RandElasticAffine()(torch.zeros(9, 9))
     with pytest.raises(ValueError, match="3 spatial axes"):
         RandElasticAffine((4, 4, 4))(torch.zeros(1, 9, 9))
+    with pytest.raises(ValueError, match="'cubic' is no mode"):
+        RandElasticAffined(["image", "label"], ["linear", "cubic"])
     with pytest.raises(ValueError, match="2 keys but 1 modes"):
         RandElasticAffined(["image", "label"], ["linear"])
     with pytest.raises(TypeError, match="elastic_strength"):

@@ -77,6 +77,24 @@ def test_one_annotated_slice_of_an_organ_and_one_of_a_lesion():
     assert unlabelled_slices(kept(organ, 2, [20]), (1, 1, 8)) is None  # slices of 8 mm: a lens of 30 x 30 x 8 mm
 
 
+def test_thin_structures_are_complete():
+    """A gently curved layer of six voxels from border to border, and a disc 80 wide and 5 thick."""
+    x, z = np.arange(96)[:, None, None], np.arange(64)
+    layer = np.broadcast_to(np.abs(z - 30 - 1.5 * np.sin(x / 20)) < 3, (96, 64, 64)).astype(np.int16)
+    i, j, k = np.indices((100, 100, 60))
+    disc = (((i - 50) ** 2 + (j - 50) ** 2 < 40**2) & (np.abs(k - 30) < 3)).astype(np.int16)
+    for axis in range(3):
+        assert unlabelled_slices(np.moveaxis(layer, 2, axis)) is None
+        assert unlabelled_slices(np.moveaxis(disc, 2, axis)) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_neighbouring_slices_of_a_large_organ(count):
+    organ = ball((64, 64, 64), (32, 32, 32), 26)
+    for axis in range(3):
+        assert unlabelled_slices(kept(organ, axis, np.arange(28, 28 + count))).axis == axis
+
+
 def test_scattered_small_lesions_are_objects():
     classes = np.zeros((60, 60, 60), np.int16)
     lesions = [((10, 40, 7), 2), ((30, 12, 25), 3), ((50, 33, 50), 4), ((20, 20, 38), 1)]

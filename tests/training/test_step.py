@@ -1,6 +1,7 @@
 """A step in parts has the gradients of the whole one; a lack of memory lowers batch and patch, and the run goes on."""
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,13 +31,14 @@ class Trainer:
             None,
             {},
         )
+        self.events = []
         self.non_blocking, self.to_kwargs, self.inferer = False, {}, lambda image, network: network(image)
 
     def prepare_batch(self, batch, device, non_blocking):
         return batch
 
     def fire_event(self, event):
-        pass
+        self.events.append((event.name, sorted(self.state.output)))
 
 
 class CrossEntropy(nn.Module):
@@ -147,7 +149,42 @@ def bundle(tmp_path):
     return configure(tmp_path / "bundle", patch=[16, 16, 16], batch=4, epochs=1)
 
 
-@pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError(CPU)])
+@pytest.mark.parametrize("samples", [None, 2])
+def test_events_come_as_in_monais_own_step(samples):
+    """Forward pass and loss once a piece, with what MONAI's handlers read there."""
+    network = nn.Conv2d(1, 2, 1)
+    step, trainer = TrainingStep(), Trainer(network, SegmentationLoss())
+    step.samples = samples
+    step(trainer, batch(4))
+    pieces = 1 if samples is None else 2
+    names = ["FORWARD_COMPLETED", "LOSS_COMPLETED"] * pieces + ["BACKWARD_COMPLETED", "MODEL_COMPLETED"]
+    assert [name for name, _ in trainer.events] == names
+    assert all(output == ["image", "label", "loss", "pred"] for _, output in trainer.events[: 2 * pieces])
+    assert ("pred" in trainer.state.output) == (samples is None)
+
+
+def test_an_optimiser_without_memory_for_its_states_is_told_plainly(monkeypatch):
+    network = nn.Conv2d(1, 2, 1)
+    trainer = Trainer(network, SegmentationLoss())
+    for problem, raised in (
+        (torch.OutOfMemoryError("CUDA out of memory"), pytest.raises(BundleError, match="while the optimiser steps")),
+        (RuntimeError("no such kernel"), pytest.raises(RuntimeError, match="no such kernel")),
+    ):
+        monkeypatch.setattr(trainer.optimizer, "step", Mock(side_effect=problem))
+        with raised:
+            TrainingStep()(trainer, batch())
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError(CPU),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+    ids=["cuda", "cpu", "cublas", "cudnn"],
+)
 def test_out_of_memory_halves_the_batch_and_the_training_goes_on(bundle, monkeypatch, problem, capsys):
     seen = fail_above(monkeypatch, 2 * 16**3, problem)
     train(bundle, device="cpu")

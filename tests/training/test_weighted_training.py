@@ -93,10 +93,28 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.fixture(scope="module")
+def halves(volumes, tmp_path_factory):
+    """Each ball in two halves, a voxel apart: what is between them has a border weight, in each slice."""
+
+    def cut(label, case):
+        label[int(np.nonzero(label)[0].mean())] = 0
+        return label
+
+    return relabelled(volumes, tmp_path_factory.mktemp("halves") / "data", cut)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def plain(halves, tmp_path_factory, request):
+    """(dims, what training without any of the settings gives)."""
+    return request.param, trained(halves, tmp_path_factory.mktemp("plain") / "bundle", request.param)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
-def test_trains_with_each_setting_and_remembers_it(volumes, tmp_path, name, dims):
-    bundle = trained(volumes, tmp_path / "bundle", dims, **SETTINGS[name])
+def test_trains_otherwise_with_each_setting_and_remembers_it(halves, plain, tmp_path, name):
+    dims, without = plain
+    bundle = trained(halves, tmp_path / "bundle", dims, **SETTINGS[name])
+    assert not equal(bundle, without)
     record = read_json(bundle / "models" / "training.json")
     assert all(record["settings"][key] == value for key, value in SETTINGS[name].items())
     assert 0 <= record["validation"]["val_mean_dice"] <= 1

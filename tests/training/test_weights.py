@@ -1,18 +1,20 @@
 """Weights on the network's grid: the paper's map through the transform, from one mask per nucleus to the network."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
 from conftest import ball, shared
-from fewscan.errors import LabelError
 from fewscan.scans import LabelReader, ScanReader
 from fewscan.training import AddWeightMapd, ListLabelVoxelsd
 from fewscan.training.border import border_weights, part_touching
+from fewscan.training.material import _touching
 from fewscan.training.weights import median_frequency, pieces
 from fewscan.transforms import MatchLabelGridd, ToNetworkGridd
 
@@ -102,10 +104,99 @@ def test_pieces_are_those_of_each_value_by_itself(shape):
     assert both.shape[1] == count == len(np.unique(found[values > 0]))
 
 
-def test_a_pictures_shades_are_refused_as_numbers_of_objects():
-    shades = np.random.default_rng(0).integers(0, 4, (40, 40, 1)).astype(np.int32)
-    with pytest.raises(LabelError, match="no numbers of objects"):
-        weighed(shades, merged=True, spatial_dims=2)
+def discs(boxes, finer=1):
+    """An 8-bit picture of discs; `finer` gives it smooth edges."""
+    picture = Image.new("L", (64 * finer, 64 * finer))
+    for box in boxes:
+        ImageDraw.Draw(picture).ellipse([edge * finer for edge in box], fill=255)
+    return picture.resize((64, 64), Image.Resampling.BOX)
+
+
+def as_jpeg(picture, quality):
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=quality)
+    return Image.open(content)
+
+
+ONE = [(12.3, 14.1, 41.7, 40.2)]
+TWO = [*ONE, (45, 45, 60, 58)]
+
+
+def with_a_grey_edge(picture):
+    values = np.asarray(picture).copy()
+    values[(values > 0) & (np.roll(values, 1, 0) == 0)] = 128
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        discs(ONE, 4),
+        discs(ONE, 16),
+        discs(TWO, 16),
+        discs(ONE).filter(ImageFilter.GaussianBlur(1)),
+        discs(TWO).filter(ImageFilter.GaussianBlur(3)),
+        as_jpeg(discs(ONE), 95),
+        as_jpeg(discs(TWO), 75),
+        with_a_grey_edge(discs(ONE)),
+    ],
+    ids=["smooth", "smoother", "two", "blurred", "much blurred", "jpeg 95", "jpeg 75", "two shades"],
+)
+def test_shades_are_no_numbers_of_objects(picture):
+    """Plan finds no objects in them, and training leaves every voxel of the mask where it is."""
+    values = np.asarray(picture)[..., None]
+    numbers = np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int32)
+    assert len(np.unique(numbers)) > 2 and _touching(numbers) is None
+    classes, weight = weighed(numbers, merged=True, spatial_dims=2)
+    np.testing.assert_array_equal(classes, numbers > 0)
+    found = ndimage.label(numbers[..., 0] > 0, np.ones((3, 3)))[0]
+    np.testing.assert_allclose(weight[..., 0], border_weights(found), atol=1e-5)
+
+
+def test_kinds_of_objects_are_no_numbers_of_objects():
+    """Two kinds of four cells each; more than three pieces a number."""
+    kinds = np.kron(np.array([[1, 0, 2, 0, 1, 0, 2], [0] * 7, [2, 0, 1, 0, 2, 0, 1]]), np.ones((5, 5), int))
+    numbers = kinds.astype(np.int32)[..., None]
+    assert _touching(numbers) is None
+    classes, _ = weighed(numbers, merged=True, spatial_dims=2)
+    np.testing.assert_array_equal(classes, numbers > 0)
+
+
+def test_cells_of_which_some_are_tiny_are_objects():
+    cells = np.zeros((30, 30), np.int32)
+    cells[2:10, 2:10], cells[2:10, 10:20], cells[15:22, 5:12], cells[15, 20], cells[25:27, 25] = 1, 2, 3, 4, 5
+    for numbers in (cells[..., None], np.repeat(cells[..., None], 3, axis=2)):
+        assert _touching(numbers) == (5, 2)
+        classes, _ = weighed(numbers, merged=True, spatial_dims=2)
+        assert (classes[..., 0] == 0)[2:10, 2:20].any(1).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("merged", [False, True])
+def test_sections_of_one_object_are_no_neighbours(axis, merged):
+    """A ball of which every fourth slice is annotated: in each slice one object, so no border term, as in the whole."""
+    whole = ball((30, 31, 32), (15, 15, 16), 10).astype(np.int32)
+    annotated = np.arange(whole.shape[axis]) % 4 == 0
+    sparse = np.moveaxis(whole.copy(), axis, 0)
+    sparse[~annotated] = -1
+    classes, weight = weighed(np.moveaxis(sparse, 0, axis), merged=merged)
+    np.testing.assert_array_equal(weight, np.moveaxis(np.where(sparse < 0, 0, 1), 0, axis))
+    np.testing.assert_array_equal(classes, np.moveaxis(sparse, 0, axis))
+
+
+def test_two_objects_in_annotated_slices_have_the_border_of_their_slice():
+    """Distances in the plane, by its own spacing; of a border of unknown slices nothing is in the way."""
+    volume = ball((24, 20, 18), (6, 9, 9), 5) + ball((24, 20, 18), (18, 9, 9), 5)
+    sparse = volume.astype(np.int32)
+    sparse[:, :, np.arange(18) % 3 != 0] = -1
+    weight = weighed(sparse, spacing=(2.0, 1.0, 4.0))[1]
+    for at in range(0, 18, 3):
+        expected = border_weights(ndimage.label(volume[..., at], np.ones((3, 3)))[0], **PAPER, spacing=(2.0, 1.0))
+        np.testing.assert_allclose(weight[..., at], expected, atol=1e-5)
+    block = volume.astype(np.int32)
+    block[:, :, :4] = block[:, :, 14:] = -1
+    own = np.where(block < 0, -1, ndimage.label(volume, np.ones((3, 3, 3)))[0])
+    np.testing.assert_allclose(weighed(block)[1], border_weights(own), atol=1e-5)
 
 
 @pytest.mark.parametrize("border", [{"height": 10.0}, {"height": 10.0, "sd": 0}, {"height": 1.0, "sd": 1.0, "w": 1.0}])

@@ -61,12 +61,8 @@ def draw_overlay(
     cuts_by = values if cuts_by is None else cuts_by
     if image.shape[1:] != values.shape or values.shape != grid.shape or cuts_by.shape != grid.shape:
         raise FormatError(f"image {image.shape[1:]}, mask {values.shape} and grid {grid.shape} differ")
-    axes, flips = grid.axes_to_lps()
-    step = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
-    values = values.transpose(axes)[step]  # (left, posterior, superior), as views
-    cuts_by = cuts_by.transpose(axes)[step]
-    image = image.transpose(0, *(axis + 1 for axis in axes))[(slice(None), *step)]
-    spacing = [grid.spacing_mm[axis] for axis in axes]
+    values, cuts_by, image = grid.in_lps(values), grid.in_lps(cuts_by), grid.in_lps(image)
+    spacing = [grid.spacing_mm[axis] for axis in grid.axes_to_lps()[0]]
     flat = [normal for normal in range(3) if values.shape[normal] == 1]
     normals = flat[-1:] or list(_PLANES)
     extent = [n * mm for n, mm in zip(values.shape, spacing, strict=True)]
@@ -102,9 +98,7 @@ def write_side_by_side(
     A panel is (name, image (channel, i, j, k), label values (i, j, k), their table). A volume gives the axial slice
     where `cuts_by` (i, j, k) holds most that is not 0. Windowed and turned as in `write_overlay`.
     """
-    axes, flips = grid.axes_to_lps()
-    step = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
-    cuts_by = cuts_by.transpose(axes)[step]
+    axes, cuts_by = grid.axes_to_lps()[0], grid.in_lps(cuts_by)
     normal = max((axis for axis in range(3) if cuts_by.shape[axis] == 1), default=2)
     at = _fullest(cuts_by, normal)
     extent = [cuts_by.shape[axis] * grid.spacing_mm[axes[axis]] for axis in range(3) if axis != normal]
@@ -112,8 +106,7 @@ def write_side_by_side(
     drawn: list[Image.Image] = []
     legend: dict[str, tuple[int, int, int]] = {}
     for _, image, values, table in panels:
-        image = image.transpose(0, *(axis + 1 for axis in axes))[(slice(None), *step)][:1]
-        values = values.transpose(axes)[step].take(at, normal)
+        image, values = grid.in_lps(image)[:1], grid.in_lps(values).take(at, normal)
         picture = _shown(image, normal, at, _window(image))
         drawn.append(_panel(picture, _upright(values, normal), (across, down), table))
         present = set(np.unique(values).tolist())

@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.pieces import number_pieces
+
 _WAITING, _QUEUED, _BEYOND = -1, -2, -3
 
 
 def components(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The 4-connected components of a 2D mask (i, j), numbered from 1; 0 outside."""
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(np.ascontiguousarray(inside, dtype=np.uint8))
-    numbers: NDArray[np.int64] = sitk.GetArrayFromImage(sitk.ConnectedComponent(image, False)).astype(np.int64)
-    return numbers
+    return number_pieces(inside, corners=False).astype(np.int64)
 
 
 def basins(inside: NDArray[np.bool_]) -> NDArray[np.int64]:

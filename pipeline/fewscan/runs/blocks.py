@@ -52,35 +52,40 @@ class Block:
 def cut_blocks(labelled: Sequence[int], wanted: int | None = None) -> list[Block]:
     """Blocks that partition an axis, each with about the same number of labelled voxels.
 
-    The gap is a tenth of the axis, at least one voxel.
+    The gap is a tenth of the slices from the first labelled one to the last, at least one voxel.
 
     Args:
         labelled: voxels with a label in each slice along the axis.
-        wanted: blocks; None for five, and for fewer where blocks would hold less than three labelled slices.
+        wanted: blocks; None for five, and for fewer where blocks would hold less than three labelled slices, or leave
+            no label to train on.
 
     Raises:
         PairingError: there is too little to part.
     """
     counts = np.asarray(labelled, dtype=np.int64)
-    n, slices = len(counts), int(np.count_nonzero(counts))
+    slices = int(np.count_nonzero(counts))
     most = slices // LABELLED_SLICES
-    blocks = wanted or min(5, most)
-    if not 2 <= blocks <= most:
+    if not 2 <= (wanted or 2) <= most:
         raise PairingError(
             f"the one scan holds labels in {slices} slices: too few for {wanted or 'two'} blocks of at least "
             f"{LABELLED_SLICES}; annotate another scan"
         )
-    so_far = np.cumsum(counts)
+    for blocks in [wanted] if wanted else range(min(5, most), 1, -1):
+        cut = _cut(counts, blocks)
+        if all(block.first < block.stop and any(counts[a:b].any() for a, b in block.training) for block in cut):
+            return cut
+    raise PairingError(
+        "the labels of the one scan lie too close together to test one part and train on another; annotate another scan"
+    )
+
+
+def _cut(counts: NDArray[np.int64], blocks: int) -> list[Block]:
+    """With equal shares of the labelled voxels."""
+    so_far, at = np.cumsum(counts), np.flatnonzero(counts)
     ends = [int(np.searchsorted(so_far, so_far[-1] * part / blocks)) + 1 for part in range(1, blocks)]
-    gap = max(1, n // 10)
-    cut = [Block(first, stop, gap, n) for first, stop in zip([0, *ends], [*ends, n], strict=True)]
-    for block in cut:
-        if block.first >= block.stop or not any(counts[a:b].any() for a, b in block.training):
-            raise PairingError(
-                "the labels of the one scan lie too close together to test one part and train on another; annotate "
-                "another scan"
-            )
-    return cut
+    gap = max(1, int(at[-1] - at[0] + 1) // 10)
+    n = len(counts)
+    return [Block(first, stop, gap, n) for first, stop in zip([0, *ends], [*ends, n], strict=True)]
 
 
 def choose_axis(classes: NDArray[Any], slice_axis: int | None) -> int:

@@ -18,7 +18,7 @@ from fewscan.runs.compare_table import initialisation_of, mode_of, row_of
 from fewscan.runs.folds import Fold, make_folds
 from fewscan.runs.measure import gmac, network_of, parameters, patch_memory, seconds_per_step
 from fewscan.runs.predictor import Predictor, read_settings
-from fewscan.runs.records import NEVER, duration, kept_record, training_record, usual_device, write_json
+from fewscan.runs.records import NEVER, duration, is_trained, kept_record, training_record, usual_device, write_json
 from fewscan.runs.score import label_reading, refuse_trained_on, score_cases
 from fewscan.scans.walk import MARKER
 from fewscan.training.material import Material, read_material
@@ -178,11 +178,7 @@ def _open(output: Path, spec: Mapping[str, Any]) -> None:
 
 def _forecast(output: Path, waiting: Sequence[tuple[str, int]], budget: Budget, device: str) -> str:
     """How long the whole will take, in words."""
-    untrained = [
-        (network, fold)
-        for network, fold in waiting
-        if not (_bundle(output, network, fold) / "models/model.pt").exists()
-    ]
+    untrained = [item for item in waiting if not is_trained(_bundle(output, *item) / "models")]
     if budget.minutes is not None:
         return f"training takes {duration(60 * budget.minutes * len(untrained))} in all; scoring comes on top"
     seconds = {network: seconds_per_step(_bundle(output, network, fold), device) for network, fold in untrained[::-1]}
@@ -207,7 +203,7 @@ def _train_and_score(
     bundle, file = _bundle(output, network, number), _record(output, network, number)
     config = read_json(bundle / "configs" / "train.json")
     refuse_trained_on(read_json(bundle / "configs" / "datalist.json"), material.root, fold.test)
-    if not (bundle / "models" / "model.pt").exists():
+    if not is_trained(bundle / "models"):
         train(bundle, device=device)
     predictor, settings = Predictor(bundle, device), read_settings(bundle)
     patch = tuple(config["patch"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from fewscan.files import replace_when_complete, sha256
 from fewscan.labels import LabelTable
 from fewscan.metrics import confusion, dice
 from fewscan.runs.predictor import Predictor, read_settings
-from fewscan.runs.records import write_json
+from fewscan.runs.records import is_trained, write_json
 from fewscan.runs.score import label_reading, score_case, sign_flip_test
 from fewscan.scans import Case, Scan, find_scans
 from fewscan.scans.cases import case_name, entry_stem
@@ -36,6 +37,7 @@ from fewscan.training.corrections import (
     write_label,
 )
 from fewscan.training.run import train
+from fewscan.training.split import group_cases
 
 HISTORY = "models/corrections.json"
 """Its place in a bundle: {"rounds": [...]}, one entry a round, the first first; entries are only added."""
@@ -82,13 +84,34 @@ class Setup:
 
     @property
     def number(self) -> int:
-        """Of this round, from 1."""
-        return len(self.history) + 1
+        """Of this round, from 1: the one that was begun, else past all whose masks are listed, history or not."""
+        number = _last(self.history) + 1
+        while self.lists(number) and not (_folder(self.bundle, number) / "round.json").exists():
+            number += 1
+        return number
 
     @property
     def folder(self) -> Path:
         """Of this round: its masks stay, the rest is there until it is complete."""
-        return self.bundle / "corrections" / f"round-{self.number}"
+        return _folder(self.bundle, self.number)
+
+    def lists(self, number: int) -> bool:
+        """Whether the datalist names masks of that round."""
+        start = _folder(Path(), number).as_posix() + "/"
+        entries = (entry for part in ("training", "validation") for entry in self.datalist.get(part) or ())
+        labels = (entry.get("label", "") for entry in entries)
+        return any(
+            path.startswith(start) for label in labels for path in ([label] if isinstance(label, str) else label)
+        )
+
+
+def _folder(bundle: Path, number: int) -> Path:
+    return bundle / "corrections" / f"round-{number}"
+
+
+def _last(history: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the last complete round."""
+    return int(history[-1]["round"]) if history else 0
 
 
 def correct(
@@ -111,8 +134,8 @@ def correct(
 
     Args:
         bundle: a trained one.
-        masks: a folder at any depth, or one file; what an earlier round added, and what `fewscan segment` wrote and
-            nobody changed, is left out.
+        masks: a folder at any depth, or one file. Left out are masks that an earlier round added, that equal what the
+            model says now, or that lie as `fewscan segment` wrote them in its own output folder.
         scans: the folder of their scans; None takes the bundle's own data.
         minutes: for the training; None takes a quarter of what train.json says.
         device, data: as for `fewscan.training.run.train`.
@@ -131,12 +154,9 @@ def correct(
             print(f"left out {item.path.name}: {item.reason}")
     if not found:
         raise FewscanError(f"{masks}: holds no corrected mask that was not added before ({len(left)} files left out)")
-    failed: list[str] = []
-    record = _pending(setup, found, overwrite)
-    if record is None:
-        record, failed = _add(setup, found, masks, scans, device)
+    record = _pending(setup, found, overwrite) or _add(setup, found, masks, scans, device)
     _tell_cases(record, setup)
-    for reason in failed:
+    for reason in record["failed"]:
         print(f"failed: {reason}")
     _train(setup, record, minutes, device, data)
     record["held_out"] = _compare(setup, record, device, data)
@@ -144,7 +164,7 @@ def correct(
     record["model_after"] = sha256(setup.folder / "training" / "model.pt")
     _tell_comparison(record, setup)
     _commit(setup, record)
-    return {**record, "failed": failed}
+    return record
 
 
 def _look(bundle: Path, data: Path | None) -> Setup:
@@ -160,13 +180,15 @@ def _look(bundle: Path, data: Path | None) -> Setup:
     where = str(data.resolve() if data else config["dataset_dir"])
     root = resolve(str(bundle), where, first[0] if isinstance(first, list) else first)
     history = read_json(bundle / HISTORY)["rounds"] if (bundle / HISTORY).exists() else []
-    _clear(bundle / "corrections" / f"round-{len(history)}")  # where that was interrupted
+    _clear(_folder(bundle, _last(history)))  # where that was interrupted
     return Setup(bundle, LabelTable.from_json(settings["labels"]), config, settings, datalist, root, history)
 
 
 def _pending(setup: Setup, found: Sequence[MaskFile], overwrite: bool) -> dict[str, Any] | None:
     """This round as it was begun with the same masks and the same model; None where it was not begun."""
     file = setup.folder / "round.json"
+    if overwrite and setup.lists(setup.number):
+        raise BundleError(f"{setup.folder}: is listed in configs/datalist.json already; go on without --overwrite")
     if not file.exists() or overwrite:
         shutil.rmtree(setup.folder, ignore_errors=True)
         return None
@@ -187,14 +209,15 @@ def _pending(setup: Setup, found: Sequence[MaskFile], overwrite: bool) -> dict[s
 
 def _add(
     setup: Setup, found: Sequence[MaskFile], masks: Path, scans: Path | None, device: str | None
-) -> tuple[dict[str, Any], list[str]]:
-    """Masks onto their scans' grids, into the round's folder and its datalist; the begun record, and what failed."""
+) -> dict[str, Any]:
+    """Masks onto their scans' grids, into the round's folder and its datalist; the record as far as it is known."""
     place = scans or setup.root
     index = ScanIndex(find_scans(place, setup.settings["channels"], output=masks).scans, place)
     pairs, failed = _pair(found, masks, index)
     predictor = Predictor(setup.bundle, device)
     datalist: Mapping[str, Any] = setup.datalist
     rows: list[dict[str, Any]] = []
+    unchanged: list[str] = []
     begun = False
     try:
         for mask, scan in tqdm(pairs, desc="corrected masks", unit="scan", leave=False):
@@ -202,8 +225,13 @@ def _add(
                 refuse_held_out(datalist, setup.root, scan)
                 source = source_of(scan)
                 classes, notes = read_mask(mask.path, scan, setup.table, setup.merged, setup.unlabelled)
+                answer = setup.table.to_classes(predictor(scan), "the model's mask")
+                if np.array_equal(classes, answer):
+                    unchanged.append(f"{mask.path.name}: as the model says, not corrected")
+                    print(f"left out {unchanged[-1]}")
+                    continue
                 corrected = np.minimum(classes, 1) if setup.merged else classes
-                row = _held_against(corrected, predictor(scan), setup.table)
+                row = _held_against(corrected, answer, setup.table)
                 label = write_label(
                     classes, scan, setup.table, setup.folder, setup.structures, setup.merged, setup.unlabelled
                 )
@@ -214,12 +242,14 @@ def _add(
             name = {"scan": scan.name, "file": mask.path.name, "sha256": mask.sha256, "trained_on_before": known}
             rows.append({**name, **row, "notes": [*notes, *row["notes"]]})
         if not rows:
-            raise FewscanError("\n".join([f"{masks}: none of the {len(found)} masks can be used:", *failed]))
+            reasons = [*failed, *unchanged]
+            raise FewscanError("\n".join([f"{masks}: none of the {len(found)} masks can be used:", *reasons]))
         record = {
             "round": setup.number,
             "masks": sorted(mask.sha256 for mask in found),
             "model_before": sha256(setup.model),
             "cases": rows,
+            "failed": failed,
         }
         write_json(setup.folder / "datalist.json", datalist)
         write_json(setup.folder / "round.json", record)
@@ -227,7 +257,7 @@ def _add(
     finally:
         if not begun:
             shutil.rmtree(setup.folder, ignore_errors=True)
-    return record, failed
+    return record
 
 
 def _pair(found: Sequence[MaskFile], folder: Path, index: ScanIndex) -> tuple[list[tuple[MaskFile, Scan]], list[str]]:
@@ -258,9 +288,9 @@ def _pair(found: Sequence[MaskFile], folder: Path, index: ScanIndex) -> tuple[li
     return pairs, failed
 
 
-def _held_against(corrected: NDArray[Any], predicted: NDArray[Any], table: LabelTable) -> dict[str, Any]:
+def _held_against(corrected: NDArray[Any], answer: NDArray[Any], table: LabelTable) -> dict[str, Any]:
     """Dice of what the model says now against what the person says, for each label, and what is striking."""
-    counts = confusion(table.to_classes(predicted, "the model's mask"), corrected, table.classes)
+    counts = confusion(answer, corrected, table.classes)
     scores = dice(counts)[1:]
     names = [label.name for label in table]
     notes = [
@@ -304,8 +334,8 @@ def _train(setup: Setup, record: dict[str, Any], minutes: float | None, device: 
         minutes = LENGTH * float(config["minutes"])
     rate, epochs = RATE * float(config["learning_rate"]), max(1, round(LENGTH * config["epochs"]))
     record["training"] = {"learning_rate": rate, **({"epochs": epochs} if minutes is None else {"minutes": minutes})}
-    if (folder / "model.pt").exists() and not (folder / "training_state.pt").exists():
-        return  # trained before the interruption
+    if is_trained(folder):
+        return  # before the interruption
     length = f"{epochs} epochs" if minutes is None else f"{minutes:g} minutes"
     told = f"learning rate {rate:g} (train.json: {config['learning_rate']:g}), {length}"
     print(f"training goes on from {setup.model}: {told}")
@@ -347,8 +377,11 @@ def _compare(setup: Setup, record: Mapping[str, Any], device: str | None, data: 
             for case in tqdm(cases, desc=f"held-out scans, {when}", unit="scan", leave=False)
         }
         result[f"mean_{when}"] = round(float(np.mean(list(result[when].values()))), 4)
-    differences = [result["after"][name] - result["before"][name] for name in result["before"]]
-    return {**result, "p": round(sign_flip_test(differences), 4)}
+    of_group: dict[str, list[float]] = defaultdict(list)  # slices of one patient are one piece of evidence
+    for case, group in zip(cases, group_cases(cases)[0], strict=True):
+        of_group[group].append(result["after"][case.name] - result["before"][case.name])
+    p = sign_flip_test([float(np.mean(own)) for own in of_group.values()])
+    return {**result, "groups": len(of_group), "p": round(p, 4)}
 
 
 def _case(entry: Mapping[str, Any], setup: Setup) -> Case:
@@ -395,7 +428,7 @@ def _commit(setup: Setup, record: Mapping[str, Any]) -> None:
             _copy(file, models / file.name)
         else:  # logs for TensorBoard
             shutil.copytree(file, models / file.name / f"round-{setup.number}", dirs_exist_ok=True)
-    entry = {key: value for key, value in record.items() if key != "masks"}
+    entry = {key: value for key, value in record.items() if key not in ("masks", "failed")}
     write_json(setup.bundle / HISTORY, {"rounds": [*setup.history, entry]})
     _clear(setup.folder)
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewscan.bundle import read_json
+from fewscan.bundle import TRAINED_CASES, cases_hash, read_json
 from fewscan.errors import BundleError
 from fewscan.files import replace_when_complete
+from fewscan.runs.correct import HISTORY
 from fewscan.scans import Scan
 from fewscan.training.fingerprint import differences, read_fingerprint
 
@@ -23,7 +24,7 @@ _HERE = (
     "val_interval", "validate", "initialize", "run",
 )  # fmt: skip
 """Of train.json, what says where and when, not how."""
-HASH, WARNINGS = "settings_sha256", "warnings"
+HASH, WARNINGS, CASES = "settings_sha256", "warnings", "cases_sha256"
 NEVER = "never validated: no score on scans that it was not trained on is known (run `fewscan validate`)"
 
 
@@ -35,8 +36,9 @@ def settings_hash(bundle: Path) -> str:
 
 
 def write_estimate(bundle: Path, estimate: Mapping[str, Any]) -> None:
-    """Into the bundle, bound to its settings as they are now."""
-    content = {**estimate, HASH: settings_hash(bundle)}
+    """Into the bundle, bound to its settings and its list of cases as they are now."""
+    cases = cases_hash(read_json(bundle / "configs" / "datalist.json"))
+    content = {**estimate, HASH: settings_hash(bundle), CASES: cases}
     with replace_when_complete(bundle / FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -46,7 +48,8 @@ def read_estimate(bundle: Path) -> dict[str, Any] | None:
     if not (bundle / FILE).exists():
         return None
     estimate: dict[str, Any] = read_json(bundle / FILE)
-    missing = [key for key in ("dice", "cases", "scheme", "blocks", "models", WARNINGS, HASH) if key not in estimate]
+    needed = ("dice", "cases", "scheme", "blocks", "models", "groups", "budget", WARNINGS, HASH, CASES)
+    missing = [key for key in needed if key not in estimate]
     if missing:
         raise BundleError(f"{bundle / FILE}: has no {', '.join(missing)}; run `fewscan validate {bundle}` again")
     return estimate
@@ -83,16 +86,51 @@ def in_words(bundle: Path, scans: Sequence[Scan] = (), ensemble: bool = False) -
         return "; ".join([_of_training(bundle / "models" / "training.json"), *_differences(bundle, scans)])
     dice, n = estimate["dice"], estimate["cases"]
     spread = "" if dice["sd"] is None else f" (sd {dice['sd']:.2f})"
-    counted = (
-        f"{estimate['scheme']} of one scan" if estimate["blocks"] else f"{n} scan{'s' * (n > 1)}, {estimate['scheme']}"
-    )
+    scans_of = "" if estimate["groups"] == n else f" of {estimate['groups']} groups"
+    counted = f"{n} scan{'s' * (n > 1)}{scans_of}, {estimate['scheme']}"
+    if estimate["blocks"]:
+        counted = f"{estimate['scheme']} of one scan"
     told = [f"Dice {dice['mean']:.2f}{spread}", f"worst {dice['worst']:.2f}", counted]
     first = ", ".join(told)
     if ensemble:
         first += " (of single models; their ensemble was not scored)"
     if not is_of_these_settings(bundle, estimate):
         first = f"validated with other settings than it has now: {first}"
-    return "; ".join([first, *estimate[WARNINGS], *_differences(bundle, scans)])
+    caveats = [*([] if ensemble else _of_another_model(bundle, estimate)), *_post_processing(bundle)]
+    return "; ".join([first, *estimate[WARNINGS], *caveats, *_differences(bundle, scans)])
+
+
+def length_in_words(minutes: float | None, steps: int) -> str:
+    """Of a training, which is as long as its minutes where there are any."""
+    return f"{steps} steps" if minutes is None else f"{minutes:g} minute(s)"
+
+
+def _of_another_model(bundle: Path, estimate: Mapping[str, Any]) -> list[str]:
+    """How the training of the bundle's model was not that of the folds."""
+    record, config = bundle / "models" / "training.json", bundle / "configs" / "train.json"
+    trained = read_json(record) if record.exists() else {}
+    told = []
+    if trained.get("settings", {}).get(TRAINED_CASES) not in (None, estimate[CASES]):
+        told.append("the model was trained on other cases than the estimate is of")
+    if (bundle / HISTORY).exists():  # rounds of corrections go on from a model: they have no length to compare
+        return told
+    if trained:
+        own = length_in_words(trained["minutes_given"], trained["steps"])
+    elif config.exists():
+        planned = read_json(config)
+        own = length_in_words(planned.get("minutes"), planned["epochs"] * planned["steps_per_epoch"])
+    else:
+        return told
+    if own != estimate["budget"]:
+        told.append(f"each fold was trained for {estimate['budget']}, the bundle for {own}")
+    return told
+
+
+def _post_processing(bundle: Path) -> list[str]:
+    """Whether masks are cleaned in a way that was not scored."""
+    config = read_json(bundle / "configs" / "inference.json")
+    is_on = any(config.get(key) for key in ("keep_largest", "minimum_size_mm3"))
+    return ["scored without the post-processing that inference.json has on"] if is_on else []
 
 
 def _of_training(record: Path) -> str:

@@ -56,7 +56,8 @@ def make_folds(
         test: patterns on a case's paths or file names; what matches is the test of one fold.
         seed: of the drawing.
         grouping: the group of each case and how it was found; None takes those of `group_cases`.
-        in_order: groups that follow each other are tested together, instead of drawn ones: slices of one stack.
+        in_order: groups that follow each other are tested together, instead of drawn ones: slices of one stack. Those
+            on either side of a run are not trained on, as long as half of the others are left.
 
     Raises:
         PairingError: a fold would have nothing to train or to test on.
@@ -87,18 +88,31 @@ def make_folds(
             + ("" if len(names) > 1 else "; choose the test cases by --test PATTERN")
         )
     drawn = names if in_order else [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    part = {name: number * count // len(names) if in_order else number % count for number, name in enumerate(drawn)}
+    place = {name: at for at, name in enumerate(drawn)}
+    tested, left_out = _places(len(names), count, in_order)
     folds = [
         Fold(
-            tuple(case for case, group in zip(cases, groups, strict=True) if part[group] != number),
-            tuple(case for case, group in zip(cases, groups, strict=True) if part[group] == number),
+            tuple(case for case, group in zip(cases, groups, strict=True) if place[group] not in out),
+            tuple(case for case, group in zip(cases, groups, strict=True) if place[group] in test_places),
         )
-        for number in range(count)
+        for test_places, out in zip(tested, left_out, strict=True)
     ]
-    if count == len(names):
-        return folds, f"leave one out: each of {count} groups ({how}) is tested on once"
     drawing = "runs in the order of their names" if in_order else f"drawn with seed {seed}"
-    return folds, f"{count} folds of {len(names)} groups ({how}), {drawing}"
+    words = f"{count} folds of {len(names)} groups ({how}), {drawing}"
+    if count == len(names):
+        words = f"leave one out: each of {count} groups ({how}) is tested on once"
+    return folds, words + ("; the groups on either side of a test are not trained on" if left_out != tested else "")
+
+
+def _places(n: int, count: int, in_order: bool) -> tuple[list[set[int]], list[set[int]]]:
+    """Of n groups in a row, for each fold those that are tested, and those that are not trained on."""
+    fold = [at * count // n if in_order else at % count for at in range(n)]
+    tested = [{at for at in range(n) if fold[at] == number} for number in range(count)]
+    if not in_order:
+        return tested, tested
+    with_next = [run | {at + step for at in run for step in (-1, 1)} for run in tested]
+    enough = (2 * len(set(range(n)) - out) >= n - len(run) for run, out in zip(tested, with_next, strict=True))
+    return tested, with_next if all(enough) else tested
 
 
 def _matches(case: Case, root: Path, patterns: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ def sizes(training: int) -> list[int]:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """1 - Dice = a n^-b over the number n of labelled scans: fitted, and b's interval of 90 % over resampled cases."""
+    """1 - Dice = a n^-b over the number n of labelled groups; b's interval of 90 % is over resampled groups."""
 
     a: float
     b: float
@@ -31,7 +32,7 @@ class PowerLaw:
     high: float
 
     def dice(self, n: float) -> float:
-        """Expected mean Dice with n labelled scans."""
+        """Expected mean Dice with n labelled groups."""
         return float(1 - self.a * n**-self.b)
 
 
@@ -39,9 +40,9 @@ def fit(ns: Sequence[float], dice: NDArray[np.float64], seed: int = 0) -> PowerL
     """The power law through the mean Dice at each n, by least squares of the logarithms.
 
     Args:
-        ns: numbers of labelled scans, at least two.
-        dice: (cases, len(ns)) of each case with each n.
-        seed: of the 1,000 bootstrap draws of the cases that give the interval.
+        ns: numbers of labelled groups, at least two.
+        dice: (groups, len(ns)) of each tested group with each n.
+        seed: of the 1,000 bootstrap draws of the groups that give the interval.
     """
     x = np.log(np.asarray(ns, dtype=np.float64))
 
@@ -55,40 +56,45 @@ def fit(ns: Sequence[float], dice: NDArray[np.float64], seed: int = 0) -> PowerL
     return PowerLaw(*line(dice.mean(axis=0)), float(low), float(high))
 
 
-def advice(ns: Sequence[float], dice: NDArray[np.float64], seed: int = 0) -> str:
-    """In words, how many more scans to label; honest where the curve does not say.
+def advice(ns: Sequence[float], dice: NDArray[np.float64], total: int, unit: str, seed: int = 0) -> str:
+    """In words, how many more to label than the `total` that there are; honest where the curve does not say.
 
-    Asks for as many as would remove a quarter of the error, at most twice as many as there are.
+    Asks for as many as would remove a quarter of the error, at most twice as many as there are. `ns`, `dice` and
+    `seed` are those of `fit`; `unit` is what is counted, "scans" or "groups".
     """
     if len(ns) < 3 or len(dice) < 3:
-        return f"{len(ns)} sizes and {len(dice)} test cases are too few for a learning curve to say anything"
-    law, n = fit(ns, dice, seed), float(ns[-1])
+        return f"{len(ns)} sizes and {len(dice)} tested {unit} are too few for a learning curve to say anything"
+    law, n = fit(ns, dice, seed), float(total)
     doubled = law.dice(2 * n) - law.dice(n)
     at_best = (1 - law.dice(n)) * (1 - 2.0**-law.high)
     if law.low <= 0 and at_best >= 4 * WORTH:
         return (
-            "the curve is too noisy to say how many more to label: twice as many scans would give between "
+            f"the curve is too noisy to say how many more to label: twice as many {unit} would give between "
             f"{(1 - law.dice(n)) * (1 - 2.0**-law.low):+.2f} and {at_best:+.2f} Dice"
         )
     if law.low <= 0 or doubled < WORTH:
         return (
-            f"the curve is flat: twice as many labelled scans would give about {max(doubled, 0):.3f} Dice more; look "
+            f"the curve is flat: twice as many labelled {unit} would give about {max(doubled, 0):.3f} Dice more; look "
             "at the worst cases and their labels, or train longer, before labelling"
         )
     more = int(np.ceil(min(n * (4 / 3) ** (1 / law.b), 3 * n) - n))
     return (
-        f"label about {more} more: along the curve so far (a power law through {len(ns)} points, exponent {law.b:.2f}, "
-        f"90 % interval {law.low:.2f} to {law.high:.2f}) mean Dice would go from {law.dice(n):.2f} to about "
-        f"{law.dice(n + more):.2f}; curves bend, so do it in steps"
+        f"label about {more} more {unit}: along the curve so far (a power law through {len(ns)} points, exponent "
+        f"{law.b:.2f}, 90 % interval {law.low:.2f} to {law.high:.2f}) mean Dice would go from {law.dice(n):.2f} to "
+        f"about {law.dice(n + more):.2f}; curves bend, so do it in steps"
     )
 
 
 def table(records: Mapping[int, Sequence[Mapping[str, Any]]]) -> tuple[list[int], NDArray[np.float64]]:
-    """The sizes, rising, and Dice (cases, sizes) of the cases that were scored at every size.
+    """The sizes, rising, and mean Dice (groups, sizes) of each group's cases that were scored at every size.
 
-    `records`: for each size the rows of all folds' cases, each with `case` and `dice`.
+    `records`: for each size the rows of all folds' cases, each with `case`, `group` and `dice`.
     """
     ns = sorted(records)
-    scores = {n: {row["case"]: row["dice"] for row in records[n]} for n in ns}
+    scores = {n: {(row["group"], row["case"]): row["dice"] for row in records[n]} for n in ns}
     common = sorted(set.intersection(*(set(own) for own in scores.values())))
-    return ns, np.array([[scores[n][case] for n in ns] for case in common], dtype=np.float64).reshape(-1, len(ns))
+    means = [
+        [np.mean([scores[n][key] for key in cases]) for n in ns]
+        for cases in (list(own) for _, own in itertools.groupby(common, key=lambda key: key[0]))
+    ]
+    return ns, np.array(means, dtype=np.float64).reshape(-1, len(ns))

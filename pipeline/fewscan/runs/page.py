@@ -1,4 +1,4 @@
-"""What the pages of `compare` and `validate` share: they open offline, with all their pictures inside."""
+"""What the pages of `compare`, `validate` and `preview` share: they open offline, with all their pictures inside."""
 
 from __future__ import annotations
 

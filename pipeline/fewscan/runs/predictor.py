@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fewscan.bundle import provenance, read_json, refuse_markup
-from fewscan.errors import BundleError, FewscanError, first_line, ours
+from fewscan.bundle import parsed, provenance, read_json, refuse_markup
+from fewscan.errors import BundleError, first_line
 from fewscan.files import sha256
 from fewscan.scans import Scan
 from fewscan.scans.reader import image_paths
@@ -35,26 +35,16 @@ class Predictor:
     """
 
     def __init__(self, bundle: Path, device: str | None = None, members: Sequence[Path] = ()) -> None:
-        from monai.bundle import ConfigParser
         from monai.transforms import Compose
 
         config = bundle / "configs" / "inference.json"
         weights = tuple(members) or (bundle / "models" / "model.pt",)
-        parser = ConfigParser()
-        parser.read_config(str(config))
-        parser["bundle_root"] = str(bundle)
-        if device is not None:
-            parser["device"] = _device(device)
-        try:
-            self.device = _device(parser.get_parsed_content("device"))
-            self.preprocessing = parser.get_parsed_content("preprocessing")
-            self.inferer = parser.get_parsed_content("inferer")
-            steps = parser.get_parsed_content("postprocessing").transforms
-            self.network: torch.nn.Module = parser.get_parsed_content("network_def").to(self.device).eval()
-        except FewscanError:
-            raise
-        except Exception as problem:  # an edited config can raise anything
-            raise ours(problem) or BundleError(f"{config}: cannot be used ({first_line(problem)})") from problem
+        with parsed(config, None if device is None else _device(device)) as built:
+            self.device = _device(built("device"))
+            self.preprocessing = built("preprocessing")
+            self.inferer = built("inferer")
+            steps = built("postprocessing").transforms
+            self.network: torch.nn.Module = built("network_def").to(self.device).eval()
         self.postprocessing = Compose([s for s in steps if not type(s).__name__.startswith("SaveImage")])
         loaded = [_load(file, self.network, self.device, config) for file in weights]
         self.members = loaded if members else []

@@ -14,8 +14,8 @@ import torch
 from monai.transforms import Randomizable
 
 from fewscan import __version__
-from fewscan.bundle import read_json, refuse_markup
-from fewscan.errors import BundleError, first_line, ours
+from fewscan.bundle import parsed, read_json
+from fewscan.errors import BundleError
 from fewscan.files import replace_when_complete
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
@@ -80,19 +80,8 @@ def preview(bundle: Path, output: Path | None = None, number: int = 12) -> Path:
 
 def _items(config: Path) -> PatchDataset:
     """The training patches as the config describes them, on the CPU."""
-    from monai.bundle import ConfigParser
-
-    bundle = config.parent.parent
-    refuse_markup(str(bundle))
-    parser = ConfigParser()
-    parser.read_config(str(config))
-    parser["bundle_root"] = str(bundle)
-    parser["device"] = torch.device("cpu")
-    try:
-        items = parser.get_parsed_content("train::dataset")
-    except Exception as problem:  # an edited config can raise anything
-        raise ours(problem) or BundleError(f"{config}: cannot be used ({first_line(problem)})") from problem
-    return cast(PatchDataset, items)
+    with parsed(config, torch.device("cpu")) as built:
+        return cast(PatchDataset, built("train::dataset"))
 
 
 def _cut(config: Path, items: PatchDataset) -> RandomPatchd:

@@ -29,6 +29,11 @@ def kept_record(file: Path, bundle: Path) -> dict[str, Any] | None:
     return record if record["model_sha256"] == sha256(weights) else None
 
 
+def is_trained(models: Path) -> bool:
+    """Whether a training wrote its weights into this folder, and was not killed before it wrote the rest."""
+    return (models / "model.pt").exists() and not (models / "training_state.pt").exists()
+
+
 def training_record(bundle: Path) -> dict[str, Any]:
     """Of a trained bundle: steps, minutes, device, threads, and losses as (step, loss)."""
     trained = read_json(bundle / "models" / "training.json")

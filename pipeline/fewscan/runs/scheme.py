@@ -17,14 +17,12 @@ from fewscan.labels import LabelTable
 from fewscan.runs.blocks import choose_axis, cut_blocks, profile, write_parts
 from fewscan.runs.folds import make_folds
 from fewscan.runs.postprocess import small_piece_mm3
-from fewscan.runs.score import label_reading
+from fewscan.runs.score import EVERYTHING, label_reading
 from fewscan.scans import Case, Scan, match_grid, open_scan, read_label
 from fewscan.scans.cases import case_name, entry_stem
 from fewscan.scans.labels import read_instances
 from fewscan.training.alike import Thumbnail, near_identical, stack_correlation
 from fewscan.training.split import group_cases, join_groups, read_groups
-
-EVERYTHING = (slice(None),) * 3
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,8 @@ def look_at(
     for case in tqdm(cases, desc="reading cases", unit="case", leave=False):
         try:
             scan, truth = _read(case, settings, table, config)
-            voxel_mm3 = float(np.prod(scan.grid.spacing_mm))
-            looks[case.name] = Look(Thumbnail.of(scan.read()), small_piece_mm3(truth, voxel_mm3))
+            thumbnail = Thumbnail.of(scan.grid.in_lps(scan.read()))  # a copy may have other axes in its file
+            looks[case.name] = Look(thumbnail, small_piece_mm3(truth, scan.grid.voxel_mm3))
         except (FewscanError, OSError) as problem:
             print(f"left out {case.name}: {problem}")
             left_out.append({"case": case.name, "reason": str(problem)})
@@ -133,9 +131,12 @@ def part_cases(
         seed: of the drawing.
     """
     if len(cases) == 1:
+        if groups is not None:
+            raise PairingError(f"{groups}: one scan alone is parted into blocks, not by groups; leave --groups out")
         return _into_blocks(cases[0], output, settings, table, config, count)
     of_case, how = group_cases(cases, None if groups is None else read_groups(groups))
     thumbnails = [looks[case.name].thumbnail for case in cases]
+    stack = len(set(of_case)) == len(cases) and stack_correlation(thumbnails) is not None
     warnings = []
     pairs = near_identical(thumbnails)
     if pairs:
@@ -146,7 +147,6 @@ def part_cases(
             of_case, how = joined, f"{how}; near-identical images stay together: {names}{more}"
         else:
             warnings.append(f"all images are near-identical ({names}{more}), so this is hardly a test")
-    stack = stack_correlation(thumbnails) is not None
     if len(set(of_case)) == 1:
         if groups is not None:
             raise PairingError(f"{groups}: puts all cases into one group, so nothing is left to test on")

@@ -21,6 +21,7 @@ from fewscan.metrics.overlap import Counts
 from fewscan.runs.predictor import Predictor
 from fewscan.scans import Case, Scan, match_grid, open_scan, read_label
 
+EVERYTHING = (slice(None),) * 3
 EXACT_PAIRS = 12
 DRAWS = 10_000
 
@@ -103,11 +104,12 @@ def score_case(
     table: LabelTable,
     case: Case,
     reading: Mapping[str, Any],
-    part: tuple[slice, ...] = (slice(None),) * 3,
+    part: tuple[slice, ...] = EVERYTHING,
 ) -> ScoredCase:
     """Segment one case as `fewscan segment` does and score it; with `part` only these voxels (i, j, k) count.
 
-    Voxels that nobody annotated count nowhere; where there are any, surfaces end at them, so there is no HD95.
+    Voxels that nobody annotated count nowhere. Surfaces end at them and at the border of a `part`, so where there are
+    any there is no HD95.
     """
     scan = open_scan(case.image, channels)
     started = time.perf_counter()
@@ -116,7 +118,7 @@ def score_case(
     truth, grid = read_label(case.label, table, case.structures, **reading)
     truth = match_grid(truth, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
     answer = table.to_classes(values, f"the mask of {case.name}")
-    has_mm = _has_mm(scan) and truth[part].min() >= 0
+    has_mm = _has_mm(scan) and part == EVERYTHING and truth.min() >= 0
     score = score_masks(
         case.name, answer[part], truth[part], scan.grid.cropped(part), table.classes, seconds, has_mm=has_mm
     )

@@ -134,7 +134,7 @@ def _one(
                 outputs.append(picture)
             except Exception as problem:  # a picture for the eye: the mask is complete without it
                 notes.append(f"no overlay: {first_line(problem)}")
-        voxel_ml = abs(float(np.linalg.det(scan.grid.affine[:3, :3]))) / 1000
+        voxel_ml = scan.grid.voxel_mm3 / 1000
         counts = np.bincount(values.ravel(), minlength=int(table.values.max()) + 1)
         details = {
             "seconds": round(time.monotonic() - started, 2),

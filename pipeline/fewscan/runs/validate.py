@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fewscan import __version__
-from fewscan.bundle import cases_hash, read_json
+from fewscan.bundle import TRAINED_CASES, cases_hash, read_json
 from fewscan.errors import BundleError, FewscanError, first_line
 from fewscan.labels import LabelTable
 from fewscan.metrics import confusion
 from fewscan.runs import learning_curve, postprocess
 from fewscan.runs.correct import HISTORY
-from fewscan.runs.estimate import in_words, settings_hash, write_estimate
+from fewscan.runs.estimate import in_words, length_in_words, settings_hash, write_estimate
 from fewscan.runs.measure import seconds_per_step
 from fewscan.runs.predictor import Predictor, read_settings
-from fewscan.runs.records import NEVER, duration, kept_record, training_record, usual_device, write_json
+from fewscan.runs.records import NEVER, duration, is_trained, kept_record, training_record, usual_device, write_json
 from fewscan.runs.scheme import Look, Part, Scheme, labelled_cases, look_at, part_cases
 from fewscan.runs.score import draw, label_reading, mean_dice, refuse_trained_on, score_case
 from fewscan.runs.validate_page import write_csv, write_page
@@ -37,8 +37,6 @@ from fewscan.training.run import train
 
 FOLDER = "validation"
 """Of a bundle: the fold bundles, their scores, and the report."""
-CASES = "cases (sha256)"
-"""Of the settings that a training records: which cases it had."""
 MOST_UNLABELLED = 20
 """Scans that the models of the folds are asked about, evenly picked where there are more."""
 
@@ -89,26 +87,30 @@ def validate(
             "`start_from` out of train.json to validate"
         )
     table = LabelTable.from_json(settings["labels"])
-    cases, root = labelled_cases(bundle, config)
-    looks, left_out = look_at(cases, settings, table, config)
-    cases = [case for case in cases if case.name in looks]
+    listed, root = labelled_cases(bundle, config)
+    looks, left_out = look_at(listed, settings, table, config)
+    cases = [case for case in listed if case.name in looks]
     output = bundle / FOLDER
     scheme = part_cases(cases, root, output, looks, settings, table, config, folds, groups, seed)
-    budget, budget_words, warning = _budget(bundle, config, minutes)
+    budget, budget_words = _budget(bundle, config, minutes)
     device_name = device or usual_device()
     folds_by_name = [[[case.name for case in cases] for cases in (part.training, part.test)] for part in scheme.parts]
     spec = {"settings_sha256": settings_hash(bundle), "budget": budget, "device": device_name, "folds": folds_by_name}
-    _open(output, spec)
     run = _Run(bundle, output, config, settings, table, scheme, looks, budget, device, seed)
     jobs = [_Job(number, None, part) for number, part in enumerate(scheme.parts, start=1)]
-    if learning_curve:
-        jobs += run.smaller_jobs()
-    waiting = [job for job in jobs if run.kept(job) is None]
+    try:
+        if learning_curve:
+            jobs += run.smaller_jobs()
+        _open(output, spec)
+    except BundleError:
+        shutil.rmtree(output / "blocks", ignore_errors=True)  # pieces of a patient's scan
+        raise
+    waiting = [job for job in jobs if (record := run.kept(job)) is None or record["failed"]]
     for job in waiting:
         run.prepare(job)
     print(f"{scheme.how}; each trained for {budget_words}; {len(jobs) - len(waiting)} of {len(jobs)} done before")
     print(run.forecast(waiting, device_name))
-    run.warnings = [*scheme.warnings, *([warning] if warning else [])]
+    run.warnings = [*scheme.warnings]
     if left_out:
         run.warnings.append(f"{len(left_out)} case(s) could not be used")
     header = {"scheme": scheme.name, "how": scheme.how, "blocks": scheme.blocks is not None, "budget": budget_words}
@@ -117,11 +119,11 @@ def validate(
         print(f"{job}: training on {len(job.part.training)} case(s)")
         run.do(job)
         run.publish(header, jobs)
-    return run.finish(header, jobs, unlabelled, root, cases)
+    return run.finish(header, jobs, unlabelled, root, listed)
 
 
-def _budget(bundle: Path, config: Mapping[str, Any], minutes: float | None) -> tuple[dict[str, Any], str, str | None]:
-    """Settings of train.json for each fold, in words, and a warning where the bundle's own training has another length.
+def _budget(bundle: Path, config: Mapping[str, Any], minutes: float | None) -> tuple[dict[str, Any], str]:
+    """Settings of train.json for each fold, and in words.
 
     The bundle's length is that of its train.json, or the minutes that its training was given. Rounds of corrections
     go on from a model and are shorter: a fold, which starts from nothing, does not follow them.
@@ -131,12 +133,8 @@ def _budget(bundle: Path, config: Mapping[str, Any], minutes: float | None) -> t
     if own is None and record.exists() and not (bundle / HISTORY).exists():
         own = read_json(record).get("minutes_given")
     used = own if minutes is None else minutes
-    told = f"{steps} steps" if own is None else f"{own:g} minute(s)"
-    if used is None:
-        return {key: config[key] for key in ("epochs", "steps_per_epoch")}, told, None
-    words = f"{used:g} minute(s)"
-    warning = None if used == own else f"each fold was trained for {words}, the bundle for {told}"
-    return {"minutes": used}, words, warning
+    budget = {key: config[key] for key in ("epochs", "steps_per_epoch")} if used is None else {"minutes": used}
+    return budget, length_in_words(used, steps)
 
 
 def _open(output: Path, spec: Mapping[str, Any]) -> None:
@@ -205,10 +203,11 @@ class _Run:
         if self.scheme.blocks:
             raise BundleError("one scan alone gives no learning curve; leave --learning-curve out")
         jobs = []
-        for fold, part in enumerate(self.scheme.parts, start=1):
-            names = list(dict.fromkeys(self.scheme.groups[case.name] for case in part.training))
+        groups = [list(dict.fromkeys(self.scheme.groups[case.name] for case in p.training)) for p in self.scheme.parts]
+        sizes = learning_curve.sizes(min(len(names) for names in groups))  # in all folds the same
+        for fold, (part, names) in enumerate(zip(self.scheme.parts, groups, strict=True), start=1):
             order = np.random.default_rng((self.seed, fold)).permutation(len(names))
-            for size in learning_curve.sizes(len(names)):
+            for size in sizes:
                 chosen = {names[number] for number in order[:size]}
                 fewer = tuple(case for case in part.training if self.scheme.groups[case.name] in chosen)
                 jobs.append(_Job(fold, size, Part(part.root, fewer, part.test)))
@@ -248,7 +247,7 @@ class _Run:
 
     def forecast(self, waiting: Sequence[_Job], device: str) -> str:
         """How long the whole will take, in words."""
-        untrained = [job for job in waiting if not (self.folder(job) / "models" / "model.pt").exists()]
+        untrained = [job for job in waiting if not is_trained(self.folder(job) / "models")]
         if not untrained:
             return "nothing is left to train"
         if "minutes" in self.budget:
@@ -264,7 +263,7 @@ class _Run:
         folder = self.folder(job)
         self._refuse_training_data(job)
         try:
-            if not (folder / "models" / "model.pt").exists():
+            if not is_trained(folder / "models"):
                 train(folder, device=self.device)
             predictor = Predictor(folder, self.device)
         except FewscanError as problem:
@@ -281,7 +280,7 @@ class _Run:
                 scored = score_case(predictor, self.settings["channels"], self.table, case, reading, job.part.counted)
                 row = {**asdict(scored.score), "group": self.scheme.groups[case.name], "fold": job.fold}
                 if job.size is None and not self.scheme.blocks:
-                    voxel_mm3 = float(np.prod(scored.scan.grid.spacing_mm))
+                    voxel_mm3 = scored.scan.grid.voxel_mm3
                     row["after"] = postprocess.dice_after(scored.answer, scored.truth, self.table, voxel_mm3, small)
                 if job.size is None and all(row["dice"] < other["dice"] for other in rows):
                     draw(scored, self.table, self.record(job).with_suffix(""))
@@ -304,7 +303,7 @@ class _Run:
         refuse_trained_on(listing, job.part.root, job.part.test)
         if listing["training"] != [list_entry(case, job.part.root) for case in job.part.training]:
             raise BundleError(f"{file}: was changed since the folds were made; remove {self.output} to validate anew")
-        trained = read_json(record).get("settings", {}).get(CASES) if record.exists() else None
+        trained = read_json(record).get("settings", {}).get(TRAINED_CASES) if record.exists() else None
         if trained not in (None, cases_hash(listing)):
             raise BundleError(
                 f"{record}: was trained on other cases than {file} lists, perhaps on those of the test, so a score "
@@ -398,7 +397,9 @@ class _Run:
             return []
         groups = [len({self.scheme.groups[case.name] for case in part.training}) for part in self.scheme.parts]
         points[round(statistics.fmean(groups))] = list(rows)
-        return [learning_curve.advice(*learning_curve.table(points), self.seed)]
+        total = len(set(self.scheme.groups.values()))
+        unit = "scans" if total == len(self.scheme.groups) else "groups"
+        return [learning_curve.advice(*learning_curve.table(points), total, unit, self.seed)]
 
     def _rank(
         self, records: Sequence[Mapping[str, Any]], folder: Path | None, root: Path, cases: Sequence[Case]

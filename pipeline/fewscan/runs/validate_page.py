@@ -53,7 +53,8 @@ def _page(result: Mapping[str, Any], pictures: Path) -> str:
 <p><b>{opening}</b></p>
 <p>{html.escape(result["how"])}. Each was trained for {html.escape(result["budget"])}, from random weights, with the
 bundle's own settings. These were decided with all cases in view (spacing, intensity window, patch), which flatters a
-little. No case that is scored here was trained on, or looked at in training.</p>
+little. No case that is scored here was trained on, or looked at in training. <b>This page shows scans of your patients:
+remove it before you pass the bundle on.</b></p>
 {body}
 <p><small>fewscan {html.escape(result["fewscan"])}, seed {result["seed"]}, {html.escape(result["device"])}. All numbers:
 report.json; the table: report.csv; the models: fold-1 and so on, for <code>fewscan segment --ensemble</code>. Research

@@ -85,8 +85,8 @@ class ScanIndex:
         """The scan of a mask in a folder of corrections.
 
         A DICOM SEG says itself of which series it is. Else a mask is called like its scan, with or without a word that
-        says mask (`x`, `x_seg`), or lies in a folder that is called so. Raises PairingError where that gives no scan,
-        or several.
+        says mask (`x`, `x_seg`), or lies in a folder that is called so; where both lie in folders, these have to agree
+        as well (`b/T1_seg` is no mask of `a/T1`). Raises PairingError where that gives no scan, or several.
         """
         series = referenced_series(path) if is_dicom(path) else []
         fitting = [scan for uid in series for scan in self._by_series().get(uid, [])]
@@ -97,7 +97,7 @@ class ScanIndex:
         if len(fitting) == 1:
             return fitting[0]
         for name in _names_of(path, folder):
-            found = [scan for scan in fitting or self.scans if name in (scan.name, scan.name.rpartition("/")[2])]
+            found = [scan for scan in fitting or self.scans if _agree(name, scan.name)]
             exact = [scan for scan in found if scan.name == name]
             if len(exact or found) > 1:
                 raise PairingError(
@@ -107,8 +107,8 @@ class ScanIndex:
             if found:
                 return (exact or found)[0]
         raise PairingError(
-            f"{path}: none of the {len(self.scans)} scans in {self.place} is called so; call the mask like its scan, "
-            "or give the folder of the scan by --scans"
+            f"{path}: none of the {len(self.scans)} scans in {self.place} is called so, folders included; call the "
+            "mask by the path of its scan below that folder, or give the folder of the scan by --scans"
         )
 
     def _by_series(self) -> dict[str, list[Scan]]:
@@ -131,10 +131,13 @@ def _names_of(path: Path, folder: Path) -> Iterator[str]:
     for stem in dict.fromkeys((stem_of(path), label_key(stem_of(path)))):
         if stem:
             yield (inside / stem).as_posix()
-            yield stem
     if inside.parts:
         yield inside.as_posix()
-        yield inside.name
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether the shorter of two paths is the end of the longer one."""
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 def write_label(

@@ -3,7 +3,8 @@
 Ronneberger et al. 2015, section 3.1: random displacements on a coarse grid, Gaussian, to every pixel by cubic
 interpolation. Rotation, scale, flips and a change of spacing are applied to the control points, so that the dense
 coordinates are made once, and the volume is sampled once, straight from where it lies: no border is dragged in by a
-crop before, and nothing is blurred twice (see `fewscan.training.resample`).
+crop before (see `fewscan.training.resample`). A bundle has brought the scan to the network's grid before, once a case
+and with kernels that do not alias; where that changed the spacing, a patch is the second interpolation of its voxels.
 """
 
 from __future__ import annotations

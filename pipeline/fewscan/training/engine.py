@@ -259,9 +259,9 @@ class TrainingRun:
     def _shorten_at_plateau(self, engine: Engine) -> None:
         if self.minutes is not None or self.patience is None or self.shortened_to is not None:
             return
-        flat = has_plateaued(self.history.losses()) or False
+        flat = self.is_writer and has_plateaued(self.history.losses())  # the others know no losses but a state's
         self._flat_epochs = self._flat_epochs + 1 if flat else 0
-        enough = largest([self._flat_epochs], self.sampler.ranks, self.device)[0] >= self.patience  # rank 0 knows
+        enough = largest([self._flat_epochs], self.sampler.ranks, self.device)[0] >= self.patience
         epochs = math.ceil(engine.state.epoch / (1 - LAST_PART))
         if enough and epochs < engine.state.max_epochs:
             self.shortened_to = engine.state.max_epochs = epochs

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 
 from fewscan.bundle import read_json
 from fewscan.errors import BundleError
-from fewscan.files import replace_when_complete
 
 FILE = "configs/fingerprint.json"
 """Its place in a bundle."""
@@ -78,20 +76,17 @@ class CaseFingerprint:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the labelled cases of a bundle are like, and what its validation found."""
+    """What the labelled cases of a bundle are like."""
 
     channels: tuple[str, ...]
     labels: tuple[str, ...]
     cases: tuple[CaseFingerprint, ...]
-    validation: Mapping[str, Any] | None = None
-    """What `validate` writes; None where nobody has validated."""
 
     def to_json(self) -> dict[str, Any]:
         """As the bundle keeps it; `summary` is for the reader and is not read back."""
         return {
             "channels": list(self.channels),
             "labels": list(self.labels),
-            "validation": self.validation,
             "summary": self.summary(),
             "percentiles": list(PERCENTILES),
             "cases": [asdict(case) for case in self.cases],
@@ -103,7 +98,7 @@ class Fingerprint:
         try:
             names = [field.name for field in fields(CaseFingerprint)]
             cases = tuple(CaseFingerprint(**{name: _frozen(case[name]) for name in names}) for case in content["cases"])
-            return cls(tuple(content["channels"]), tuple(content["labels"]), cases, content["validation"])
+            return cls(tuple(content["channels"]), tuple(content["labels"]), cases)
         except (KeyError, TypeError) as problem:
             raise BundleError(f"{FILE}: is no fingerprint ({problem}); plan the bundle anew") from problem
 
@@ -143,10 +138,6 @@ class Fingerprint:
         """Whether the files say how large a voxel is."""
         return not all(case.format in ("png", "tiff") and np.allclose(case.spacing_mm, 1) for case in self.cases)
 
-    def with_validation(self, estimate: Mapping[str, Any]) -> Fingerprint:
-        """The same data with what `validate` found."""
-        return replace(self, validation=dict(estimate))
-
 
 def percentiles(values: NDArray[Any]) -> tuple[float, ...]:
     """`PERCENTILES` of intensities of any shape, of every n-th along each axis where there are very many."""
@@ -161,24 +152,12 @@ def read_fingerprint(bundle: Path) -> Fingerprint | None:
     return Fingerprint.from_json(read_json(file)) if file.exists() else None
 
 
-def write_fingerprint(bundle: Path, fingerprint: Fingerprint) -> None:
-    """Into a bundle, as a whole or not at all."""
-    with replace_when_complete(bundle / FILE) as temporary:
-        temporary.write_text(json.dumps(fingerprint.to_json(), indent=1) + "\n", encoding="utf-8", newline="\n")
-
-
-def differences(
-    fingerprint: Fingerprint,
-    spacing_mm: Sequence[float],
-    shape: Sequence[int],
-    intensities: Sequence[Sequence[float]] | None = None,
-) -> list[str]:
+def differences(fingerprint: Fingerprint, spacing_mm: Sequence[float], shape: Sequence[int]) -> list[str]:
     """In plain words, how a scan differs from the labelled cases; empty where it lies among them.
 
     Args:
         fingerprint: of the labelled cases.
         spacing_mm, shape: of the scan, along left, posterior, superior (`Grid.reordered(*grid.axes_to_lps())`).
-        intensities: for each channel the `percentiles` of the scan.
     """
     cases = fingerprint.cases
     if not cases:
@@ -192,15 +171,6 @@ def differences(
         low, high = (end(case.size_mm[axis] for case in cases) for end in (min, max))
         if not low / 2 <= size[axis] <= 2 * high:
             words.append(f"covers {size[axis]:.4g} {unit} along {name}, the labelled cases {_between(low, high)}")
-    for channel, name in enumerate(fingerprint.channels if intensities is not None else ()):
-        own = (intensities or ())[channel]
-        known = [case.intensities[channel] for case in cases]
-        width = statistics.median(one[-1] - one[0] for one in known)
-        for number, what in ((3, "median"), (6, "99.5th percentile")):
-            low, high = min(one[number] for one in known), max(one[number] for one in known)
-            if not low - width / 2 <= own[number] <= high + width / 2:
-                words.append(f"{name}: {what} {own[number]:.4g}, of the labelled cases {_between(low, high)}")
-                break
     return words
 
 

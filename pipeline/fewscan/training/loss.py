@@ -30,11 +30,11 @@ class SegmentationLoss(nn.Module):
     """Weighted cross-entropy plus Dice (soft, mean over the foreground classes), both over labelled voxels only.
 
     Logits (N, classes, *spatial) and a target (N, 1 or 2, *spatial) -> a scalar. The target's first channel holds
-    class indices, -1 where unknown; its second, if it has one, the weights w(x) (see `prepare_batch`); a pair
-    (label, weight) means the same. Cross-entropy is the sum over voxels of w(x) c(label) (-log p(label)), divided by
-    the sum of w(x) c(label), with c the class weights: neither of them changes the size of a step. Dice knows no
-    weights. Unknown voxels have no influence and no gradient; without any labelled voxel the loss is 0. Where the
-    network answers less than it reads (valid convolutions), the centre of the target counts.
+    class indices, -1 where unknown; its second, if it has one, the weights w(x) (see `prepare_batch`). Cross-entropy is
+    the sum over voxels of w(x) c(label) (-log p(label)), divided by the sum of w(x) c(label), with c the class weights:
+    neither of them changes the size of a step. Dice knows no weights. Unknown voxels have no influence and no gradient;
+    without any labelled voxel the loss is 0. Where the network answers less than it reads (valid convolutions), the
+    centre of the target counts.
 
     A list of logits, as a U-Net with deep supervision answers while it trains, gives the mean of their losses, each
     weighing half as much as the one before.
@@ -49,11 +49,11 @@ class SegmentationLoss(nn.Module):
             raise BundleError(f"class_weights have to be 0 or more, and one above 0; not {list(class_weights)}")
         self.class_weights = None if class_weights is None else tuple(float(weight) for weight in class_weights)
 
-    def forward(self, logits: Tensor | Sequence[Tensor], target: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, logits: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
-        label, weight = (target[:, :1], target[:, 1:]) if isinstance(target, Tensor) else target
-        classes, weight = label.as_subclass(Tensor)[:, 0].long(), weight.as_subclass(Tensor).float()
-        weight = weight[:, 0] if weight.shape[1] else torch.ones_like(classes, dtype=torch.float32)
+        target = target.as_subclass(Tensor)
+        classes = target[:, 0].long()
+        weight = target[:, 1].float() if target.shape[1] > 1 else torch.ones_like(classes, dtype=torch.float32)
         if isinstance(logits, Tensor):
             return self._of_one(logits, classes, weight)
         shares = [0.5**number for number in range(len(logits))]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fewscan.errors import FewscanError, PairingError
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
+from fewscan.pieces import count_pieces
 from fewscan.scans import Case, Cases, Scan, find_cases, format_table, match_grid, open_scan, read_label, seed_labels
 from fewscan.scans.cases import entry_stem
 from fewscan.scans.labels import read_instances, read_values
@@ -182,7 +183,7 @@ class ReadCase:
             on_labels=tuple(percentiles(channel) for channel in labelled) if labelled.size else None,
             voxels=tuple(int(n) for n in counts),
             unlabelled=int((classes < 0).sum()),
-            components=tuple(_components(self.classes == label) for label in range(1, self.table.classes)),
+            components=tuple(count_pieces(self.classes == label) for label in range(1, self.table.classes)),
             instances=None if counted is None else counted[0],
             touching=None if counted is None else counted[1],
             sparse_axis=None if sparse is None else sparse.axis,
@@ -209,27 +210,27 @@ def read_case(case: Case, cases: Cases, table: LabelTable) -> ReadCase:
     image = scan.read()
     if len(image) != len(cases.channels):
         raise PairingError(f"{case.image[0]}: holds {len(image)} channels, where {len(cases.channels)} are expected")
-    axes, flips = scan.grid.axes_to_lps()
-    turn = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
 
     def placed(label: NDArray[Any], grid: Grid) -> NDArray[np.int32]:
         fitted = match_grid(label, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
-        return np.ascontiguousarray(fitted.transpose(axes)[turn], dtype=np.int32)
+        return np.ascontiguousarray(scan.grid.in_lps(fitted), dtype=np.int32)
 
     classes = placed(*read_label(case.label, table, case.structures, cases.merged is not None, cases.undecided))
     instances = None
     if cases.merged is not None:
         numbered, grid = read_instances(case.label, cases.undecided)
         instances = placed(numbered, grid)
-    image = image.transpose(0, *(axis + 1 for axis in axes))[(slice(None), *turn)]
-    return ReadCase(case.name, scan, scan.grid.reordered(axes, flips), image, classes, instances, table)
+    grid = scan.grid.reordered(*scan.grid.axes_to_lps())
+    return ReadCase(case.name, scan, grid, scan.grid.in_lps(image), classes, instances, table)
 
 
 def _touching(instances: NDArray[np.int32]) -> tuple[int, int] | None:
-    """(instances, those with a voxel next to another's); None of a mask that numbers nothing."""
-    names = np.unique(instances[instances > 0])
-    if len(names) < 2:
+    """(instances, those with a voxel next to another's); None of a mask that numbers no objects."""
+    from fewscan.training.weights import are_objects  # loads MONAI
+
+    if not are_objects(instances):
         return None
+    names = np.unique(instances[instances > 0])
     places = np.nonzero(instances > 0)
     around = np.pad(instances[tuple(slice(at.min(), at.max() + 1) for at in places)], 1)
     core = around[1:-1, 1:-1, 1:-1]
@@ -240,18 +241,6 @@ def _touching(instances: NDArray[np.int32]) -> tuple[int, int] | None:
             meeting = (core > 0) & (near > 0) & (core != near)
             found |= {*core[meeting].tolist(), *near[meeting].tolist()}
     return len(names), len(found)
-
-
-def _components(inside: NDArray[np.bool_]) -> int:
-    """Connected pieces of a mask, corners count."""
-    import SimpleITK as sitk
-
-    places = np.nonzero(inside)
-    if not len(places[0]):
-        return 0
-    box = inside[tuple(slice(at.min(), at.max() + 1) for at in places)]
-    pieces = sitk.ConnectedComponent(sitk.GetImageFromArray(np.ascontiguousarray(box, dtype=np.uint8)), True)
-    return int(sitk.GetArrayViewFromImage(pieces).max())
 
 
 def _digest(*volumes: NDArray[Any]) -> str:

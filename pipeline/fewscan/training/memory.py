@@ -22,6 +22,9 @@ WORKING_COPIES = 3
 CONTEXT_GB = 0.9
 """What CUDA, cuDNN and the allocator's gaps take of a GPU beside the tensors, about."""
 
+CASES_SHARE = 0.1
+"""Of a GPU's memory that the cases may take from which patches are cut there."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -43,8 +46,8 @@ class Budget:
 
     @property
     def tensor_bytes(self) -> float:
-        """What is left of the GPU for tensors."""
-        return math.inf if self.gpu_gb is None else (self.gpu_gb - CONTEXT_GB) * 2**30
+        """What is left of the GPU for a training step's tensors, beside CUDA and the cases."""
+        return math.inf if self.gpu_gb is None else ((1 - CASES_SHARE) * self.gpu_gb - CONTEXT_GB) * 2**30
 
 
 def training_bytes(network: nn.Module, shape: Sequence[int], amp: bool = False) -> int:

@@ -13,13 +13,16 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from fewscan.errors import BundleError
 from fewscan.training.elastic import Deformation, RandomDeformation
+from fewscan.training.memory import CASES_SHARE
 from fewscan.training.resample import Mode, resample
 
 _ARRAYS = ("image", "label", "weight")
+MOST_VOXELS = 20_000
+"""Of a label that are listed."""
 
 
 class ListLabelVoxelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
-    """Adds `label_voxels`: for each label of a case up to 20,000 of its voxels, evenly picked, as (n, axes) int64.
+    """Adds `label_voxels`: for each label of a case up to 20,000 of its voxels, drawn at random, as (n, axes) int64.
 
     Done once a case, so that a patch can be centred on a label without a search through the volume. Where voxels of
     the case are unknown (-1), `known_voxels` lists those that are not, in the same way.
@@ -35,7 +38,11 @@ class ListLabelVoxelsd(MapTransform):  # type: ignore[misc]  # MONAI has no type
 
 
 def _some(voxels: Tensor) -> Tensor:
-    return voxels[:: max(1, -(-len(voxels) // 20_000))].clone()
+    """The same in every run; not every n-th, which a volume's rows and slices would share."""
+    if len(voxels) <= MOST_VOXELS:
+        return voxels
+    chosen = np.random.default_rng(0).choice(len(voxels), MOST_VOXELS, replace=False)
+    return voxels[torch.from_numpy(chosen)]
 
 
 def _one_of(voxels: Tensor, random: np.random.Generator) -> list[float]:
@@ -126,8 +133,8 @@ class PatchDataset(Dataset[dict[Hashable, Any]]):
     that workers, their number and an interruption change nothing.
 
     With a GPU as `device` patches are made there: cases are kept on it, in the order in which they come, while all of
-    them together take at most a third of its memory. From the others patches are cut on the CPU, and go on there. In
-    a worker process, which has to leave the GPU alone, all stays on the CPU.
+    them together take at most a tenth of its memory, which a plan for a GPU leaves for them. From the others patches
+    are cut on the CPU, and go on there. In a worker process, which has to leave the GPU alone, all stays on the CPU.
 
     Args:
         data: one dictionary a case, as in a MONAI datalist.
@@ -186,9 +193,9 @@ class PatchDataset(Dataset[dict[Hashable, Any]]):
 
 
 def room_for_cases(device: torch.device) -> int:
-    """Bytes of a device's memory that cases may take: a third of a GPU's, so that training keeps the rest."""
+    """Bytes of a device's memory that cases may take."""
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory) // 3
+        return int(CASES_SHARE * torch.cuda.get_device_properties(device).total_memory)
     return 2**63  # no memory of its own
 
 

@@ -14,6 +14,7 @@ from fewscan.errors import BundleError
 from fewscan.labels import LabelTable
 from fewscan.scans import Case, Cases
 from fewscan.scans.data_lists import list_entry, relative
+from fewscan.training.alike import near_identical
 from fewscan.training.data_page import data_page
 from fewscan.training.fingerprint import FILE, CaseFingerprint
 from fewscan.training.material import Material, read_material
@@ -86,7 +87,8 @@ def plan(
     material = read_material(
         data, images, labels, include, exclude, channels, merge_masks, undecided=unlabelled, pictures=True
     )
-    training, held_out, why = split(material.cases.cases, validation, seed)
+    copies = near_identical([material.previews[case.name].thumbnail for case in material.cases.cases])
+    training, held_out, why = split(material.cases.cases, validation, seed, [pair[:2] for pair in copies])
     fingerprint = material.fingerprint()
     outliers = find_outliers(fingerprint, material.previews)
     parts = {case.name: part for part, held in (("training", training), ("validation", held_out)) for case in held}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewscan.training.elastic import RandomDeformation
-from fewscan.training.resample import Mode, resample
+from fewscan.training.resample import Mode, refuse_unknown, resample
 
 
 class RandElasticAffine(Randomizable, Transform):  # type: ignore[misc]  # MONAI has no types
@@ -93,6 +93,7 @@ class RandElasticAffined(Randomizable, MapTransform):  # type: ignore[misc]  # M
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.modes: Sequence[Mode] = [mode] * len(self.keys) if isinstance(mode, str) else mode
+        refuse_unknown(self.modes)
         if len(self.modes) != len(self.keys):
             raise ValueError(f"there are {len(self.keys)} keys but {len(self.modes)} modes; give one, or one for each")
         self.bend = RandElasticAffine(patch, patch_spacing_mm, prob, batched, **deformation)

@@ -41,14 +41,13 @@ def resample(arrays: Sequence[Tensor], modes: Sequence[Mode], coordinates: Tenso
     """
     axes, *patch = coordinates[0].shape
     spatial = arrays[0].shape[2:]
-    for array, mode in zip(arrays, modes, strict=True):
+    refuse_unknown(modes)
+    for array in arrays:
         if array.shape[0] != len(coordinates) or array.shape[2:] != spatial or len(spatial) != axes:
             raise ValueError(
                 f"an array {tuple(array.shape)} does not fit {len(coordinates)} coordinates "
                 f"{tuple(coordinates[0].shape)} into volumes {tuple(spatial)}: all arrays are (N, C, *spatial)"
             )
-        if mode not in get_args(Mode):
-            raise ValueError(f"{mode!r} is no mode of sampling; choose one of {', '.join(get_args(Mode))}")
     results = [
         array.new_empty((*array.shape[:2], *patch), dtype=_dtype(array, mode))
         for array, mode in zip(arrays, modes, strict=True)
@@ -70,6 +69,13 @@ def resample(arrays: Sequence[Tensor], modes: Sequence[Mode], coordinates: Tenso
     return results
 
 
+def refuse_unknown(modes: Sequence[str]) -> None:
+    """Raise ValueError where one is no mode of sampling."""
+    for mode in modes:
+        if mode not in get_args(Mode):
+            raise ValueError(f"{mode!r} is no mode of sampling; choose one of {', '.join(get_args(Mode))}")
+
+
 def _dtype(array: Tensor, mode: Mode) -> torch.dtype:
     if mode != "nearest":
         return torch.float32
@@ -81,7 +87,7 @@ def _box(places: Tensor, spatial: Sequence[int]) -> tuple[list[int], list[int], 
 
     It goes at most from -1 to n + 1 along an axis of n voxels: what lies further out is mirrored, or has no value.
     """
-    ends = torch.stack([places.amin(1), places.amax(1)]).double()
+    ends = torch.stack([places.amin(1), places.amax(1)]).cpu().double()  # Apple's GPUs have no double
     if not bool(torch.isfinite(ends).all()):
         raise ValueError("coordinates have to be finite numbers")
     first, size, folds = [], [], 0

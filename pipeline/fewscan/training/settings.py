@@ -15,7 +15,7 @@ from fewscan.labels import LabelTable
 from fewscan.networks import FCN, SegNet, UNet
 from fewscan.scans import Cases
 from fewscan.training.fingerprint import AXES, CaseFingerprint, Fingerprint
-from fewscan.training.memory import CONTEXT_GB, Budget, training_bytes
+from fewscan.training.memory import CASES_SHARE, CONTEXT_GB, Budget, training_bytes
 
 PATCH_VOXELS = {2: 160 * 160, 3: 64 * 64 * 64}
 NETWORK_DEF: dict[str, dict[int, dict[str, Any]]] = {
@@ -88,6 +88,8 @@ def decide_settings(
     settings["augmentation"] = {
         "elastic_sd": round(strength * sum(patch) / len(patch), 1),
         "control_points": 3,
+        "control_spacing": None,
+        "unit": "voxels",
         "rotate_degrees": 180.0 if flat else 15.0,
         "scale": [0.85, 1.2],
         "flip": flat,
@@ -194,8 +196,8 @@ def _for_gpu(
     why += "norm, for with instance norm a tile's answer depends on the tile"
     if network != "unet":
         why = "as on two cores, so that networks stay comparable"
-    memory = f"a training step in half precision takes an estimated {took:.1f} GiB, with {CONTEXT_GB} GiB for CUDA, of "
-    memory += f"{budget.gpu_gb:g} GiB"
+    memory = f"a training step in half precision takes an estimated {took:.1f} GiB, with {CONTEXT_GB} GiB for CUDA and "
+    memory += f"{CASES_SHARE:.0%} for cases, of {budget.gpu_gb:g} GiB"
     return {"patch": patch, "batch": batch, "network_def": network_def}, {
         "patch": f"the median case, at most {GPU_PATCH[dims]}^{dims} voxels and what fits {budget.name}: {memory}",
         "batch": f"the most of {GPU_BATCH[dims]} that fit {budget.name}",

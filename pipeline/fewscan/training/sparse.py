@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLAT = 6.0
-"""An object this many times as wide as it is thick, all within a few slices, is part of a larger one."""
+"""An object this many times as wide as it is thick, all within very few slices, is part of a larger one."""
+MOST_FLAT = 3
+"""Slices; of more, an object may be a layer or a disc by itself."""
 SHORTEST_BLOCK = 7
 """Slices; the outermost of fewer may hold half the largest area of a ball that ends."""
 
@@ -41,13 +43,13 @@ def unlabelled_slices(
 
     - Gaps: a third or more of the slices between the first and the last labelled one are empty, and across most of
       these gaps the same label goes on at the same place, without getting smaller towards the gap.
-    - Flat: most runs of labelled slices hold an object at least 6 times as wide as the run is thick.
+    - Flat: most runs of labelled slices are of 1 to 3, and hold an object at least 6 times as wide as the run is thick.
     - Cut: one run of 7 slices or more whose outermost slices hold more than half of its largest area (0.6 where the
       other side lies at the volume's border), along one axis alone: a box is flat on all sides.
 
     No slice is empty along the axis of a complete case in which the object fills the volume, and small objects here
     and there do not go on across gaps. An object that truly ends flat across one axis only, such as a cylinder that
-    stands upright, cannot be told from a cut one: a person has to look.
+    stands upright, or is a layer of up to 3 slices, cannot be told from a cut one: a person has to look.
 
     Args:
         classes: (i, j, k) class indices, 0 background. Where voxels are unknown (-1), the file says itself what is
@@ -121,17 +123,18 @@ class _Profile:
         """The second sign, in words."""
         if (self.area > 0).all():
             return None
-        limits = [(FLAT * (last + 1 - first) * thickness) ** 2 / (steps[0] * steps[1]) for first, last in self.runs]
-        wide = sum(self._holds(first, last, least) for (first, last), least in zip(self.runs, limits, strict=True))
+        thin = [(first, last + 1 - first) for first, last in self.runs if last + 1 - first <= MOST_FLAT]
+        voxel = steps[0] * steps[1]
+        wide = sum(self._holds(first, count, (FLAT * count * thickness) ** 2 / voxel) for first, count in thin)
         if 2 * wide <= len(self.runs):
             return None
         return f"in {wide} of {len(self.runs)} places it is more than {FLAT:.0f} times as wide as it is thick"
 
-    def _holds(self, first: int, last: int, least: float) -> bool:
-        """Whether a slice of a run holds a connected piece of that many voxels."""
+    def _holds(self, first: int, count: int, least: float) -> bool:
+        """Whether one of `count` slices holds a connected piece of that many voxels."""
         from fewscan.metrics.objects import components
 
-        large = [n for n in range(first, last + 1) if self.area[n] >= least]
+        large = [n for n in range(first, first + count) if self.area[n] >= least]
         return any(np.bincount(components(self.slices[n] > 0).ravel())[1:].max() >= least for n in large)
 
     def ends_flat(self) -> bool:

@@ -21,16 +21,20 @@ _SLICE = re.compile(r"(?:^|[/_\-. ])(?:slice|sl|frame)[_-]?\d+$", re.IGNORECASE)
 _NUMBER = re.compile(r"[/_\-. ][sz]?\d+$", re.IGNORECASE)
 
 
-def split(cases: Sequence[Case], wanted: int | None, seed: int) -> tuple[list[Case], list[Case], str]:
+def split(
+    cases: Sequence[Case], wanted: int | None, seed: int, copies: Sequence[tuple[int, int]] = ()
+) -> tuple[list[Case], list[Case], str]:
     """Training and held-out cases, and why: as the data list says, or drawn.
 
-    Slices or scans of one patient always stay together (`group_cases`), so whole groups are drawn: until there are
-    at least `wanted` cases, or a tenth of the groups from ten groups on.
+    Slices or scans of one patient (`group_cases`) and `copies`, pairs of near-identical images by their numbers, always
+    stay together, so whole groups are drawn: until there are at least `wanted` cases, or a tenth of the groups from ten
+    groups on.
     """
     if wanted is None and any(case.split == "validation" for case in cases):
         held_out = [case for case in cases if case.split == "validation"]
         return [case for case in cases if case.split != "validation"], held_out, "as the datalist says"
     of_case, how = group_cases(cases)
+    of_case, how = join_groups(of_case, copies), how + ("; near-identical images stay together" if copies else "")
     sizes = Counter(of_case)
     groups = list(sizes)
     drawn = [groups[number] for number in np.random.default_rng(seed).permutation(len(groups))]
@@ -56,10 +60,10 @@ def group_cases(cases: Sequence[Case], table: Mapping[str, str] | None = None) -
     """For each case the name of what has to stay together, and in words how that was found.
 
     A `table` of the user (`read_groups`) goes before all else; what its groups are called is not kept, they may be
-    patients. Then the PatientID of DICOM files, of which nothing but a number is kept. Then the patient of BIDS
-    (`sub-01` in the path below what all share); else the name without the number of its slice (`p1_s003`,
-    `p1_slice12`, `p1/004`), where several cases share what remains. A mere number that all names end in, with the same
-    before it, counts the cases: then each is a group.
+    patients. Then the PatientID of DICOM files, of which nothing but a number is kept, and the patient of BIDS
+    (`sub-01` in the path below what all share): cases that share either are of one group. Else the name without the
+    number of its slice (`p1_s003`, `p1_slice12`, `p1/004`), where several cases share what remains. A mere number that
+    all names end in, with the same before it, counts the cases: then each is a group.
     """
     if table is not None:
         return _by_table(cases, table), "as --groups says"
@@ -78,21 +82,27 @@ def group_cases(cases: Sequence[Case], table: Mapping[str, str] | None = None) -
     if len(set(without_numbers)) > 1:
         stems = without_numbers
     shared = Counter(stem for stem, patient in zip(stems, patients, strict=True) if patient is None)
-    groups, ways = [], set()
-    for case, stem, patient, number in zip(cases, stems, patients, numbers, strict=True):
+    groups: list[str] = []
+    ways: set[str] = set()
+    first: dict[str, int] = {}  # case of each patient
+    same: list[tuple[int, int]] = []
+    for at, (case, stem, patient, number) in enumerate(zip(cases, stems, patients, numbers, strict=True)):
+        known = {}
         if number is not None:
-            groups.append(f"patient {number}")
-            ways.add("by the patient of the DICOM files")
-        elif patient is not None:
-            groups.append(patient[1])
-            ways.add("by the patient, sub-XX")
+            known[f"patient {number}"] = "by the patient of the DICOM files"
+        if patient is not None:
+            known[patient[1]] = "by the patient, sub-XX"
+        if known:
+            groups.append(next(iter(known)))
+            ways.update(known.values())
+            same += [(first.setdefault(name, at), at) for name in known]
         elif shared[stem] > 1:
             groups.append(stem)
             ways.add("by the name without the slice's number")
         else:
             groups.append(case.name)
             ways.add("each case by itself")
-    return groups, ", ".join(sorted(ways))
+    return join_groups(groups, same), ", ".join(sorted(ways))
 
 
 def read_groups(file: Path) -> dict[str, str]:
@@ -103,7 +113,9 @@ def read_groups(file: Path) -> dict[str, str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
-        raise PairingError(f"{file}: cannot be read as a table ({type(problem).__name__}); save it as CSV") from problem
+        raise PairingError(
+            f"{file}: cannot be read as a table ({type(problem).__name__}); save it as CSV in UTF-8"
+        ) from problem
     rows = csv.DictReader(text.splitlines(), delimiter=";" if ";" in text.partition("\n")[0] else ",")
     if not {"case", "group"} <= set(rows.fieldnames or ()):
         raise PairingError(f"{file}: has the columns {', '.join(rows.fieldnames or ())}; it needs `case` and `group`")
@@ -132,5 +144,6 @@ def join_groups(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list
     joined = list(groups)
     for one, other in pairs:
         kept, lost = joined[one], joined[other]
-        joined = [kept if group == lost else group for group in joined]
+        if kept != lost:
+            joined = [kept if group == lost else group for group in joined]
     return joined

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from fewscan.errors import BundleError
 
-OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory")
-"""What torch's other errors say: Windows; Linux and macOS; Apple's GPUs."""
+OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
+"""What torch's other errors say: Windows; Linux and macOS; Apple's GPUs; cuBLAS and cuDNN."""
 ANY_STRIDE = 32
 """Steps in which the patch of a network that names no stride is made smaller."""
 
@@ -30,11 +30,16 @@ class TrainingStep:
     Then the batch is halved, down to single patches, and then each patch is cut into two along its longest axis, again
     and again; gradients are added up over the pieces, so that a step still sees every voxel of its batch and the
     optimiser steps once. A piece's share of the loss is its share of the voxels' weights: for cross-entropy that is
-    the gradient of the whole batch, exactly. Not so for what depends on the batch: Dice is then the mean over the
-    pieces, and batch norm sees the voxels of a piece. Once lowered, it stays so.
+    the gradient of the whole batch, exactly, while patches are whole. Parts of a patch see nothing beyond their ends,
+    and where they overlap a voxel counts twice. Nor is it so for what depends on the batch: Dice is then the mean over
+    the pieces, and batch norm sees the voxels of a piece. Of an unpadded network, which decides only the centre of a
+    patch, the whole patch's weights count for its share. Once lowered, it stays so.
 
-    Raises BundleError where the least is still too much, and in a training on several devices: there the others wait
-    for this one in the midst of a step.
+    MONAI's events come as in its own step, those of forward pass and loss for each piece. The trainer's
+    `accumulation_steps` is not looked at: the optimiser steps once a batch.
+
+    Raises BundleError where the least is still too much, where the optimiser's own memory does not suffice, and in a
+    training on several devices: there the others wait for this one in the midst of a step.
     """
 
     def __init__(self) -> None:
@@ -53,12 +58,7 @@ class TrainingStep:
                 if not is_out_of_memory(problem):
                     raise
             self._lower(engine, image)  # here, for the exception holds on to what fills the memory
-        scaler = engine.scaler if engine.amp else None
-        if scaler is None:
-            engine.optimizer.step()
-        else:
-            scaler.step(engine.optimizer)
-            scaler.update()
+        _optimise(engine, image.device)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         output: dict[str, Any] = engine.state.output
         return output
@@ -92,12 +92,14 @@ class TrainingStep:
             if weight == 0 and any(weights):
                 continue  # nothing to learn from
             with torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
-                pred = engine.inferer(image[piece], engine.network)
-                loss = engine.loss_function(pred, label[piece]).mean() * (weight / whole)
-            (engine.scaler.scale(loss) if engine.amp else loss).backward()
+                output["pred"] = engine.inferer(image[piece], engine.network)
+                engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+                loss = engine.loss_function(output["pred"], label[piece]).mean() * (weight / whole)
             output["loss"] += loss.detach()
-        if len(pieces) == 1:
-            output["pred"] = pred
+            engine.fire_event(IterationEvents.LOSS_COMPLETED)
+            (engine.scaler.scale(loss) if engine.amp else loss).backward()
+        if len(pieces) > 1:
+            output.pop("pred")
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         return output
 
@@ -127,6 +129,22 @@ class TrainingStep:
         note += f"{_shown(self.size or patch)} at a time, gradients of all {batch} patches of {_shown(patch)} added up"
         self.notes.append(note)
         tqdm.write(note)
+
+
+def _optimise(engine: SupervisedTrainer, device: torch.device) -> None:
+    try:
+        if engine.amp and engine.scaler is not None:
+            engine.scaler.step(engine.optimizer)
+            engine.scaler.update()
+        else:
+            engine.optimizer.step()
+    except RuntimeError as problem:
+        if not is_out_of_memory(problem):
+            raise
+        raise BundleError(
+            f"out of memory on {device} while the optimiser steps, which knows no parts of a batch; make `network_def` "
+            "narrower in train.json and inference.json, free memory, or train on another device"
+        ) from problem
 
 
 def weight_of(target: Tensor, loss: Any = None) -> float:

@@ -13,8 +13,8 @@ from monai.transforms import MapTransform
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewscan.errors import LabelError
 from fewscan.training.border import border_weights, part_touching
+from fewscan.transforms import without_affine
 
 MOST_PIECES = 3
 """Numbers whose voxels lie in more than this many connected pieces each are no numbers of objects."""
@@ -25,6 +25,9 @@ def median_frequency(voxels: Sequence[int]) -> list[float]:
 
     f_c is the share of a class in all voxels, and the median goes over the classes that have any. A class without
     voxels gets the largest weight of the others: were it 0, the class would be ignored if it turns up later.
+
+    A plan counts voxels as the files hold them: touching objects are parted later (`AddWeightMapd`), which makes labels
+    a little rarer than that.
 
     Args:
         voxels: of each class, the background first.
@@ -50,9 +53,12 @@ class AddWeightMapd(MapTransform):  # type: ignore[misc]  # MONAI has no types
     the border term on background (`border_weights`), 0 where the label is unknown (-1).
 
     Objects are what the numbers of merged masks tell apart (`LabelReader(instances=True)`; the result holds class 1
-    then). Masks that number nothing, and labels that are no merged masks, give their connected pieces (8 neighbours, in
-    3D 26): such pieces touch nowhere, and no voxel of them becomes background. Objects of different labels need no gap.
-    A network of 2D slices knows no neighbour slice: distances are taken within each slice then.
+    then). Masks that number no objects (`are_objects`), and labels that are no merged masks, give their connected
+    pieces (8 neighbours, in 3D 26): such pieces touch nowhere, and no voxel of them becomes background. Objects of
+    different labels need no gap.
+
+    A network of 2D slices knows no neighbour slice: pieces and distances are those of each slice then. So they are
+    where unknown slices lie between known ones, for the pieces there are cross-sections, perhaps of one object.
 
     Args:
         keys: the label.
@@ -60,9 +66,6 @@ class AddWeightMapd(MapTransform):  # type: ignore[misc]  # MONAI has no types
             other axes count by their spacing. None adds nothing and changes nothing.
         merged: whether the label holds numbers of objects.
         spatial_dims: 2 where slices along the last axis are seen one by one.
-
-    Raises:
-        LabelError: merged masks hold several numbers, but these are no objects' (more than three pieces each).
     """
 
     def __init__(
@@ -84,21 +87,18 @@ class AddWeightMapd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         label: MetaTensor = data[self.keys[0]]
         numbers = label.as_subclass(Tensor)[0].numpy(force=True).astype(np.int32)
         classes = np.minimum(numbers, 1) if self.merged else numbers
-        numbered = self.merged and self._numbered(numbers, label)
+        numbered = self.merged and are_objects(numbers)
         spacing = np.linalg.norm(np.asarray(label.affine, dtype=np.float64)[:3, :3], axis=0)
-        steps = tuple(float(step) for step in spacing / spacing.min())
-        if self.spatial_dims == 3:
-            parted, weight = self._weigh(classes, numbers if numbered else pieces(numbers), steps)
-        else:
-            parted, weight = np.empty_like(classes), np.empty(classes.shape, dtype=np.float32)
-            steps = tuple(float(step) for step in spacing[:2] / spacing[:2].min())
-            for at in range(classes.shape[2]):
-                objects = numbers[..., at] if numbered else pieces(numbers[..., at])
-                parted[..., at], weight[..., at] = self._weigh(classes[..., at], objects, steps)
+        axis = 2 if self.spatial_dims == 2 else None if numbered else _interrupted(classes)
+        parted, weight = np.empty_like(classes), np.empty(classes.shape, dtype=np.float32)
+        steps = spacing if axis is None else np.delete(spacing, axis)
+        for at in [()] if axis is None else [(slice(None),) * axis + (at,) for at in range(classes.shape[axis])]:
+            objects = numbers[at] if numbered else pieces(classes[at])
+            parted[at], weight[at] = self._weigh(classes[at], objects, tuple((steps / steps.min()).tolist()))
         result = torch.from_numpy(parted[None]).to(torch.int16 if self.merged else label.dtype)
         return {
             **data,
-            self.keys[0]: MetaTensor(result, affine=label.affine, meta=_without_affine(label)),
+            self.keys[0]: MetaTensor(result, affine=label.affine, meta=without_affine(label)),
             "weight": torch.from_numpy(weight[None]),
         }
 
@@ -116,21 +116,36 @@ class AddWeightMapd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         weight[parted > 0] = 1
         return parted, weight
 
-    @staticmethod
-    def _numbered(numbers: NDArray[np.int32], label: MetaTensor) -> bool:
-        """Whether numbers tell objects apart, rather than a mask that only says where they are."""
-        known = len(np.unique(numbers[numbers > 0]))
-        if known < 2:
-            return False
-        found = len(np.unique(pieces(numbers).clip(min=0))) - 1
-        if found > MOST_PIECES * known:
-            where = label.meta.get("filename_or_obj", "the label")
-            raise LabelError(
-                f"{where}: {known} values lie in {found} pieces, so they are no numbers of objects, and border_weights "
-                "would part what belongs together; give each object its own value, write masks of 0 and 1, or set "
-                "border_weights to null"
-            )
-        return True
+
+def are_objects(numbers: NDArray[np.int32]) -> bool:
+    """Whether numbers above 0 tell objects apart, rather than being shades of one mask, or kinds of objects.
+
+    More than half of two or more have a voxel inside: its neighbours on both sides, along two axes, are of its number.
+    The shades of a smoothed or JPEG mask lie in thin lines along its edge. And the numbers lie in no more than three
+    connected pieces each.
+
+    Args:
+        numbers: 2D or 3D; 0 is background, -1 unknown.
+    """
+    known = len(np.unique(numbers[numbers > 0]))
+    if known < 2:
+        return False
+    alike = np.zeros(numbers.shape, dtype=np.int8)
+    for axis in range(numbers.ndim):
+        along = np.moveaxis(numbers, axis, 0)
+        middle = along[1:-1]
+        np.moveaxis(alike, axis, 0)[1:-1] += (middle == along[:-2]) & (middle == along[2:])
+    inner = len(np.unique(numbers[(alike >= 2) & (numbers > 0)]))
+    return 2 * inner > known and len(np.unique(pieces(numbers).clip(min=0))) - 1 <= MOST_PIECES * known
+
+
+def _interrupted(classes: NDArray[np.int32]) -> int | None:
+    """The axis across which unknown slices lie between known ones."""
+    for axis in range(classes.ndim):
+        known = np.flatnonzero((classes >= 0).any(axis=tuple(other for other in range(classes.ndim) if other != axis)))
+        if len(known) and len(known) <= known[-1] - known[0]:
+            return axis
+    return None
 
 
 def pieces(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -144,8 +159,3 @@ def pieces(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
     image = sitk.GetImageFromArray(np.ascontiguousarray(numbers))
     found = sitk.GetArrayFromImage(sitk.ScalarConnectedComponent(image, image > 0, 0.0, True))
     return np.where(numbers > 0, found.astype(np.int32), numbers)
-
-
-def _without_affine(image: MetaTensor) -> dict[str, Any]:
-    """The metadata; MetaTensor takes the affine by itself and warns of a second one."""
-    return {key: value for key, value in image.meta.items() if key != "affine"}
