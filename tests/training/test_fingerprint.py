@@ -65,7 +65,7 @@ def test_axes_are_left_posterior_superior_whatever_the_file_says(cuboids):
 def test_corners_join_pieces_and_touching_is_seen_across_them(tmp_path):
     """Instances 5 and 9 share a corner, 7 is alone, 8 lies two pixels away: 2 of 4 touch, in 3 pieces."""
     label = np.zeros((16, 16), dtype=np.uint8)
-    label[2:4, 2:4], label[4:6, 4:6], label[10:12, 2:4], label[10:12, 5:7] = 5, 9, 7, 8
+    label[2:5, 2:5], label[5:8, 5:8], label[11:14, 2:5], label[11:14, 6:9] = 5, 9, 7, 8
     for kind, array in (("images", label * 20), ("labels", label)):
         (tmp_path / kind).mkdir()
         Image.fromarray(array).save(tmp_path / kind / "a.png")
