@@ -10,7 +10,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
 from torch import nn
 
 from conftest import ball, write_volumes
@@ -26,8 +25,9 @@ from fewscan.runs.folds import make_folds
 from fewscan.runs.score import score_masks, sign_flip_test
 from fewscan.runs.segment import segment
 from fewscan.scans import Case, find_cases
-from fewscan.training import PatchDataset, TrainingRun
+from fewscan.training import PatchDataset
 from fewscan.training.plateau import has_plateaued
+from runs.tiny import stop_in_training
 
 NETWORKS = ["unet", "fcn"]
 MEASURED = ("seconds", "minutes", "memory", "seconds_per_mvoxel", "memory_mb", "memory_before_mb")
@@ -142,22 +142,6 @@ def test_csv_and_page_say_what_the_json_says(straight):
     assert all(f"<td>{row['dice']:.4f}</td>" in page for row in rows)
     assert page.count("too short to tell (folds 1, 2, 3)") == 2
     assert page.count("no ImageNet weights") == 1 and page.count("practical: ") == 2
-
-
-def stop_in_training(monkeypatch, step):
-    """Ctrl-C in that step of all steps from now on."""
-    steps, before = itertools.count(1), TrainingRun.attach
-
-    def attach(self, engine):
-        before(self, engine)
-
-        def press():
-            if next(steps) == step:
-                raise KeyboardInterrupt
-
-        engine.add_event_handler(Events.ITERATION_STARTED, press)
-
-    monkeypatch.setattr(TrainingRun, "attach", attach)
 
 
 def test_an_interrupted_comparison_gives_the_same_table(data, straight, tmp_path, monkeypatch, capsys):

@@ -1,7 +1,6 @@
 """`fewscan validate`: no test case is trained on, the estimate is that of masks on disk, `segment` opens with it."""
 
 import csv
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,6 @@ from unittest.mock import Mock
 import nibabel
 import numpy as np
 import pytest
-from ignite.engine import Events
 
 from conftest import configure, write_volumes
 from fewscan.bundle import cases_hash, read_json
@@ -28,7 +26,7 @@ from fewscan.runs.validate import _Run, disagreement, validate
 from fewscan.scans import Case, open_scan
 from fewscan.training import PatchDataset, TrainingRun
 from fewscan.training.plan import plan
-from runs.tiny import change_config
+from runs.tiny import change_config, stop_in_training
 
 MEASURED = ("seconds", "minutes")
 
@@ -150,22 +148,6 @@ def test_an_ensemble_is_the_mean_of_the_softmaxes(data, straight, tmp_path):
     assert len(report["ensemble"]) == 3 and report["model_sha256"] not in report["ensemble"]
     alone = Predictor(bundle / "validation" / "fold-1", "cpu").spec
     assert report["ensemble"][0] == alone["model_sha256"]
-
-
-def stop_in_training(monkeypatch, step):
-    """Ctrl-C in that step of all steps from now on."""
-    steps, before = itertools.count(1), TrainingRun.attach
-
-    def attach(self, engine):
-        before(self, engine)
-
-        def press():
-            if next(steps) == step:
-                raise KeyboardInterrupt
-
-        engine.add_event_handler(Events.ITERATION_STARTED, press)
-
-    monkeypatch.setattr(TrainingRun, "attach", attach)
 
 
 def test_an_interrupted_validation_gives_the_same_estimate(data, straight, tmp_path, monkeypatch, capsys):

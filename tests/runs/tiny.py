@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
+from ignite.engine import Events
 
 from fewscan.bundle import write_bundle
 from fewscan.networks import UNet
+from fewscan.training import TrainingRun
 
 SHAPE = (9, 8, 7)
 THRESHOLDS = (300.5, 700.5)
@@ -113,3 +116,19 @@ def _write(
         "seed": 17,
     }
     write_bundle(folder, settings, {"training": [], "validation": []}, {})
+
+
+def stop_in_training(monkeypatch, step):
+    """Ctrl-C in that step of all steps from now on."""
+    steps, before = itertools.count(1), TrainingRun.attach
+
+    def attach(self, engine):
+        before(self, engine)
+
+        def press():
+            if next(steps) == step:
+                raise KeyboardInterrupt
+
+        engine.add_event_handler(Events.ITERATION_STARTED, press)
+
+    monkeypatch.setattr(TrainingRun, "attach", attach)
