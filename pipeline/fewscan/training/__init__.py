@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fewscan.training.intensity import RandomIntensityd
     from fewscan.training.loss import SegmentationLoss, prepare_batch
     from fewscan.training.patches import ListLabelVoxelsd, PatchDataset, RandomPatchd, StepSampler
+    from fewscan.training.precision import has_half_precision, lay_out
     from fewscan.training.rand_elastic import RandElasticAffine, RandElasticAffined
     from fewscan.training.ranks import leave_ranks
     from fewscan.training.seeds import set_seed
@@ -18,6 +19,8 @@ _HOME = {
     "AddWeightMapd": "weights",
     "TrainingRun": "engine",
     "TrainingStep": "step",
+    "has_half_precision": "precision",
+    "lay_out": "precision",
     "leave_ranks": "ranks",
     "set_seed": "seeds",
     "SegmentationLoss": "loss",
@@ -43,6 +46,8 @@ __all__ = [
     "StepSampler",
     "TrainingRun",
     "TrainingStep",
+    "has_half_precision",
+    "lay_out",
     "leave_ranks",
     "prepare_batch",
     "set_seed",

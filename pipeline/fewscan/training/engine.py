@@ -314,6 +314,12 @@ class TrainingRun:
         told += [f"{note}." for note in self._notes()]
         self.history.write_page(self.folder / "training.html", told, running)
 
+    def _precision(self, engine: Any) -> str:
+        """The format of the forward pass in training."""
+        if engine.amp:
+            return "float16"
+        return "bfloat16" if self.step is not None and self.step.bfloat16 else "float32"
+
     def _notes(self) -> list[str]:
         """What happened on the way, in words."""
         ending = [] if self.shortened_to is None else [self._ending()]
@@ -369,6 +375,7 @@ class TrainingRun:
             "minutes_given": self.minutes,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "precision": self._precision(engine),
             "validation": scores or "none: no case was held out",
             "weights": f"average, half of it the last {HALF:.0%} of the steps" if self.average else "of the last step",
             "notes": self._notes(),

@@ -57,7 +57,7 @@ class FinalWeights:
 
     def write(self, path: Path) -> None:
         """What the network holds, on the CPU; the file's bytes depend on nothing else."""
-        weights = {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         with replace_when_complete(path) as temporary, temporary.open("wb") as file:
             torch.save(weights, file)  # to a path, the temporary name would get into the file and its hash
 

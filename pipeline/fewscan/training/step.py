@@ -38,11 +38,16 @@ class TrainingStep:
     MONAI's events come as in its own step, those of forward pass and loss for each piece. The trainer's
     `accumulation_steps` is not looked at: the optimiser steps once a batch.
 
+    Args:
+        bfloat16: whether the forward pass is in bfloat16, which needs no scaled gradients, and so works without the
+            trainer's `amp`, which is float16 and for CUDA only.
+
     Raises BundleError where the least is still too much, where the optimiser's own memory does not suffice, and in a
     training on several devices: there the others wait for this one in the midst of a step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bfloat16: bool = False) -> None:
+        self.bfloat16 = bfloat16
         self.samples: int | None = None
         self.size: tuple[int, ...] | None = None
         self.notes: list[str] = []
@@ -91,7 +96,7 @@ class TrainingStep:
         for piece, weight in zip(pieces, weights, strict=True):
             if weight == 0 and any(weights):
                 continue  # nothing to learn from
-            with torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs):
+            with self._precision(engine, image.device):
                 output["pred"] = engine.inferer(image[piece], engine.network)
                 engine.fire_event(IterationEvents.FORWARD_COMPLETED)
                 loss = engine.loss_function(output["pred"], label[piece]).mean() * (weight / whole)
@@ -102,6 +107,11 @@ class TrainingStep:
             output.pop("pred")
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         return output
+
+    def _precision(self, engine: SupervisedTrainer, device: torch.device) -> torch.autocast:
+        if self.bfloat16:
+            return torch.autocast(device.type, torch.bfloat16)
+        return torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs)
 
     def _lower(self, engine: SupervisedTrainer, image: Tensor) -> None:
         engine.optimizer.zero_grad(set_to_none=True)
