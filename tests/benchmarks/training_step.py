@@ -57,10 +57,11 @@ def main() -> None:
                 if number >= 2:  # the first ones choose and prepare
                     times[way].append(taken)
         median = {way: 1000 * statistics.median(taken) for way, taken in times.items()}
+        patch = " x ".join(map(str, PATCH[dims]))
         for half in (False, True):
-            cells = [f"{median[last, half]:.0f} ({median[last, half] / median[False, False]:.2f})" for last in (False, True)]
-            patch = " x ".join(map(str, PATCH[dims]))
-            print(f"| {dims}D, {BATCH[dims]} x {patch}, {'bfloat16' if half else 'float32'} | " + " | ".join(cells) + " |")
+            shown = [median[last, half] for last in (False, True)]
+            cells = " | ".join(f"{ms:.0f} ({ms / median[False, False]:.2f})" for ms in shown)
+            print(f"| {dims}D, {BATCH[dims]} x {patch}, {'bfloat16' if half else 'float32'} | {cells} |")
 
 
 if __name__ == "__main__":
