@@ -15,9 +15,9 @@ import torch
 
 from fewscan.networks import UNet
 from fewscan.training import SegmentationLoss, lay_out
-from fewscan.training.settings import BATCH, NETWORK_DEF
+from fewscan.training.settings import NETWORK_DEF
 
-PATCH = {2: (160, 160), 3: (40, 56, 40)}
+BATCH, PATCH = 2, {2: (224, 224), 3: (40, 56, 40)}
 
 
 class Step:
@@ -27,7 +27,7 @@ class Step:
         network = copy.deepcopy(network)
         self.network = (lay_out(network) if last else network).train()
         self.optimizer, self.loss, self.bfloat16 = torch.optim.AdamW(network.parameters()), SegmentationLoss(), bfloat16
-        shape = (BATCH[dims], 1, *PATCH[dims])
+        shape = (BATCH, 1, *PATCH[dims])
         self.image, self.label = torch.randn(shape), torch.randint(0, 2, shape).float()
 
     def seconds(self) -> float:
@@ -61,7 +61,7 @@ def main() -> None:
         for half in (False, True):
             shown = [median[last, half] for last in (False, True)]
             cells = " | ".join(f"{ms:.0f} ({ms / median[False, False]:.2f})" for ms in shown)
-            print(f"| {dims}D, {BATCH[dims]} x {patch}, {'bfloat16' if half else 'float32'} | {cells} |")
+            print(f"| {dims}D, {BATCH} x {patch}, {'bfloat16' if half else 'float32'} | {cells} |")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from fewscan.scans import Cases
 from fewscan.training.fingerprint import AXES, CaseFingerprint, Fingerprint
 from fewscan.training.memory import CASES_SHARE, CONTEXT_GB, Budget, training_bytes
 
-PATCH_VOXELS = {2: 160 * 160, 3: 64 * 64 * 64}
+PATCH_VOXELS = {2: 224 * 224, 3: 64 * 64 * 64}
 NETWORK_DEF: dict[str, dict[int, dict[str, Any]]] = {
-    "unet": {2: {"widths": [24, 48, 96, 192]}, 3: {"widths": [16, 32, 64, 128]}},
+    "unet": {2: {"widths": [24, 48, 96, 192, 192]}, 3: {"widths": [16, 32, 64, 128]}},
     "fcn": {
         2: {"widths": [16, 32, 64, 128, 128], "strides": None},
         3: {"widths": [16, 32, 64, 128, 128], "strides": [2, 2, 2, 1, 1]},
@@ -29,10 +29,13 @@ NETWORK_DEF: dict[str, dict[int, dict[str, Any]]] = {
         3: {"widths": [16, 32, 64, 128, 128], "strides": [2, 2, 2, 1, 1]},
     },
 }
-"""What two cores train in minutes; FCN and SegNet at a quarter of VGG-16's width, in 3D with three poolings by 2."""
+"""What two cores train in minutes; FCN and SegNet at a quarter of VGG-16's width, in 3D with three poolings by 2.
+
+U-Net has fewer levels where images are small (see `_levels`)."""
 LEARNING_RATE = {"unet": {2: 0.002, 3: 0.002}, "fcn": {2: 0.008, 3: 0.008}, "segnet": {2: 0.008, 3: 0.002}}
 """Of AdamW; each the best of a few on held-out training cases of two data sets (docs/measured.md)."""
-BATCH = {2: 4, 3: 2}
+BATCH = {2: (2, 8), 3: (2, 2)}
+"""Fewest and most patches in a batch on two cores; two of the largest size."""
 GPU_NETWORK = {2: (32, 512), 3: (32, 320)}
 """U-Net on a GPU: channels at full resolution, doubled from level to level up to the second number."""
 GPU_LEVELS = {2: 4, 3: 4}
@@ -137,19 +140,25 @@ def _for_cpu(
     """Patch, batch and network that two cores train in minutes, each with its reason."""
     dims = len(size)
     network_def = dict(NETWORK_DEF[network][dims])
-    poolings = network_def.get("strides") or [2] * (3 if network == "unet" else 5)
+    levels = _levels(size, len(network_def["widths"]) - 1)
+    if network == "unet":
+        network_def["widths"] = network_def["widths"][: levels + 1]
+    poolings = network_def.get("strides") or [2] * (levels if network == "unet" else 5)
     strides, why_strides = _strides(poolings, spacing)
     if why_strides:
         network_def["strides"] = strides
-    patch = _shrunk(size, [8] * dims, PATCH_VOXELS[dims])
-    halo = 6 * 2 ** (len(network_def["widths"]) - 1)
+    step = 2**levels if network == "unet" else 8
+    patch = _shrunk(size, [step] * dims, PATCH_VOXELS[dims])
+    fewest, most = BATCH[dims]
+    batch = min(max(fewest, 2 * PATCH_VOXELS[dims] // int(np.prod(patch))), most)
+    halo = 6 * 2**levels
     why = f"what two cores train in minutes: {' x '.join(map(str, network_def['widths']))} channels"
     if network == "unet":
-        why += f"; {len(network_def['widths']) - 1} poolings, so a voxel looks at most {halo} voxels far and large "
+        why += f"; {levels} poolings, so a voxel looks at most {halo} voxels far and large "
         why += "volumes are tiled exactly; batch norm, for with instance norm a tile's answer depends on the tile"
-    settings = {"patch": patch, "batch": BATCH[dims], "network_def": network_def}
+    settings = {"patch": patch, "batch": batch, "network_def": network_def}
     return settings, {
-        "patch": f"the median case, at most {PATCH_VOXELS[dims]} voxels, in steps of 8",
+        "patch": f"the median case, at most {PATCH_VOXELS[dims]} voxels, in steps of {step}",
         "batch": "for two cores",
         "network_def": f"{why}{why_strides}",
     }
@@ -163,8 +172,7 @@ def _for_gpu(
     network_def = dict(NETWORK_DEF[network][dims])
     levels = 3
     if network == "unet":
-        smallest = min(n for n in size if n > 1) if max(size) > 1 else 1
-        levels = next((n for n in range(GPU_LEVELS[dims], 1, -1) if smallest >= 4 * 2**n), 2)
+        levels = _levels(size, GPU_LEVELS[dims])
         first, most = GPU_NETWORK[dims]
         network_def["widths"] = [min(first * 2**level, most) for level in range(levels + 1)]
     poolings = network_def.get("strides") or [2] * (levels if network == "unet" else 5)
@@ -203,6 +211,12 @@ def _for_gpu(
         "batch": f"the most of {GPU_BATCH[dims]} that fit {budget.name}",
         "network_def": f"{why}{why_strides}",
     }
+
+
+def _levels(size: Sequence[int], most: int) -> int:
+    """Poolings, two at least, after which the median case is still 4 voxels wide."""
+    smallest = min(n for n in size if n > 1) if max(size) > 1 else 1
+    return next((n for n in range(most, 1, -1) if smallest >= 4 * 2**n), 2)
 
 
 def _strides(poolings: Sequence[Any], spacing: Sequence[float]) -> tuple[list[Any], str]:
