@@ -32,6 +32,10 @@ class BundleError(FewscanError):
     """A bundle is incomplete, untrained, or asks for what cannot be done."""
 
 
+class BudgetError(FewscanError):
+    """What is allowed of memory does not suffice."""
+
+
 def ours(problem: BaseException) -> FewscanError | None:
     """The first of our errors in a chain of exceptions: MONAI wraps what transforms and expressions raise."""
     link: BaseException | None = problem

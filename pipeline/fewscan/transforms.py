@@ -15,7 +15,7 @@ from torch import Tensor
 from fewscan.errors import BundleError, LabelError
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
-from fewscan.network_grid import decide, labels_to_network_grid, to_network_grid
+from fewscan.network_grid import Decision, labels_to_network_grid, to_network_grid
 from fewscan.pieces import keep_pieces
 
 
@@ -154,25 +154,35 @@ class DecideLabelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         """`data` with the keys as labels on the scan's grid."""
         result = dict(data)
         image: MetaTensor = result[self.image_key]
-        network_affine = np.asarray(image.affine.cpu(), dtype=np.float64)
-        affine = np.asarray(torch.as_tensor(image.meta["original_affine"]).cpu(), dtype=np.float64)
-        i, j, k = (int(n) for n in torch.as_tensor(image.meta["spatial_shape"]))
         for key in self.key_iterator(result):
             logits = torch.as_tensor(result[key]).as_subclass(Tensor)
-            classes = decide(logits, network_affine, Grid((i, j, k), affine))
-            smallest = math.ceil(self.minimum_size_mm3 / abs(np.linalg.det(affine[:3, :3])) - 1e-6)
-            classes = keep_pieces(classes, self.keep_largest, smallest)
-            if self.table is not None:
-                if logits.shape[0] != self.table.classes:
-                    raise LabelError(
-                        f"the network answers {logits.shape[0]} classes, but the label table lists "
-                        f"{len(self.table)} labels and the background"
-                    )
-                classes = self.table.to_values(classes)
-            meta = without_affine(image)
-            labels = torch.from_numpy(classes[None].astype(np.int32))  # torch has no arithmetic on uint16
-            result[key] = MetaTensor(labels, affine=torch.from_numpy(affine), meta=meta)
+            decision = self.begin(image)
+            everything = tuple(slice(0, n) for n in logits.shape[1:])
+            decision.add(logits, everything, everything)
+            result[key] = self.finish(decision, len(logits), image)
         return result
+
+    def begin(self, image: MetaTensor) -> Decision:
+        """The decision on the scan of an image that `ToNetworkGridd` left; the network's answer is added to it."""
+        affine = np.asarray(torch.as_tensor(image.meta["original_affine"]).cpu(), dtype=np.float64)
+        i, j, k = (int(n) for n in torch.as_tensor(image.meta["spatial_shape"]))
+        network_affine = np.asarray(image.affine.cpu(), dtype=np.float64)
+        return Decision(tuple(image.shape[1:]), network_affine, Grid((i, j, k), affine))
+
+    def finish(self, decision: Decision, answered: int, image: MetaTensor) -> MetaTensor:
+        """The labels of a complete decision, (1, i, j, k); `answered` is how many classes the network answers."""
+        affine = decision.scan.affine
+        smallest = math.ceil(self.minimum_size_mm3 / abs(np.linalg.det(affine[:3, :3])) - 1e-6)
+        classes = keep_pieces(decision.classes, self.keep_largest, smallest)
+        if self.table is not None:
+            if answered != self.table.classes:
+                raise LabelError(
+                    f"the network answers {answered} classes, but the label table lists {len(self.table)} labels and "
+                    "the background"
+                )
+            classes = self.table.to_values(classes)
+        labels = torch.from_numpy(classes[None].astype(np.int32))  # torch has no arithmetic on uint16
+        return MetaTensor(labels, affine=torch.from_numpy(affine.copy()), meta=without_affine(image))
 
 
 class LeaveOutUnknownd(MapTransform):  # type: ignore[misc]  # MONAI has no types

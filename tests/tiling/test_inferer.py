@@ -32,7 +32,7 @@ def test_without_a_patch_the_tile_is_one():
 
 @pytest.mark.parametrize("patch", [None, [8, 8]])
 def test_a_missing_or_unfit_patch_is_refused(patch):
-    with pytest.raises(ValueError, match="give the inferer the `patch` of its training, 3 numbers, not"):
+    with pytest.raises(ValueError, match="the `patch` of its training, 3 numbers, not"):
         OverlapTileInferer(3, patch=patch)(torch.rand(1, 1, 16, 16, 16), network("instance"))
 
 

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +20,15 @@ from fewscan.files import sha256
 from fewscan.scans import Scan
 from fewscan.scans.reader import image_paths
 
+if TYPE_CHECKING:
+    from fewscan.transforms import DecideLabelsd
+
 
 class Predictor:
     """A bundle's own preprocessing, network, inferer and postprocessing, loaded once.
 
     What it answers for a scan is what `python -m monai.bundle run` with the same inference.json writes: both end in
-    `fewscan.network_grid.decide`.
+    `fewscan.network_grid.Decision`.
 
     Args:
         bundle: a trained bundle.
@@ -37,6 +40,9 @@ class Predictor:
     def __init__(self, bundle: Path, device: str | None = None, members: Sequence[Path] = ()) -> None:
         from monai.transforms import Compose
 
+        from fewscan.tiling import OverlapTileInferer
+        from fewscan.transforms import DecideLabelsd  # both load MONAI
+
         config = bundle / "configs" / "inference.json"
         weights = tuple(members) or (bundle / "models" / "model.pt",)
         with parsed(config, None if device is None else _device(device)) as built:
@@ -45,7 +51,16 @@ class Predictor:
             self.inferer = built("inferer")
             steps = built("postprocessing").transforms
             self.network: torch.nn.Module = built("network_def").to(self.device).eval()
-        self.postprocessing = Compose([s for s in steps if not type(s).__name__.startswith("SaveImage")])
+        deciding = [s for s in steps if not type(s).__name__.startswith("SaveImage")]
+        self.postprocessing = Compose(deciding)
+        self.decide: DecideLabelsd | None = None
+        """Where it is all that follows the network: then the answer is decided piece by piece."""
+        if (
+            len(deciding) == 1
+            and isinstance(deciding[0], DecideLabelsd)
+            and isinstance(self.inferer, OverlapTileInferer)
+        ):
+            self.decide = deciding[0]
         loaded = [_load(file, self.network, self.device, config) for file in weights]
         self.members = loaded if members else []
         self.spec: dict[str, Any] = {
@@ -59,6 +74,8 @@ class Predictor:
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
+        if isinstance(self.inferer, OverlapTileInferer):  # decides the tiles, and they the last bits
+            self.spec["tile_memory_gb"] = round(self.inferer.allowed(self.device) / 2**30, 2)
         if members:
             hashes = [sha256(file) for file in members]
             self.spec |= {
@@ -70,9 +87,31 @@ class Predictor:
         """Label values (i, j, k) on the scan's grid."""
         with torch.inference_mode():
             data = self.prepare(scan)
+            if self.decide is not None:
+                return np.asarray(self._stream(data["image"], self.decide).numpy()[0])
             data["pred"] = self.logits(data["image"])
             values = self.postprocessing(data)["pred"]
         return np.asarray(values.cpu().numpy()[0])
+
+    def _stream(self, image: Any, decide: DecideLabelsd) -> Any:
+        """Labels as soon as a piece of the answer is there, which never exists as a whole."""
+        decision, answered = decide.begin(image), 0
+        volume = image.as_subclass(torch.Tensor)
+        for piece in self.inferer.pieces(volume, self._ask, self.network, slack=not decision.aligned):
+            decision.add(piece.logits, piece.box, piece.core)
+            answered = len(piece.logits)
+        return decide.finish(decision, answered, image)
+
+    def _ask(self, tiles: torch.Tensor) -> torch.Tensor:
+        """The logits of tiles; of several members as `logits` says."""
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            if not self.members:
+                return self.network(tiles)  # type: ignore[no-any-return]
+            shares = []
+            for state in self.members:
+                self.network.load_state_dict(state)
+                shares.append(torch.softmax(self.network(tiles).float(), dim=1) / len(self.members))
+            return torch.stack(shares).sum(0).clamp_min(torch.finfo(torch.float32).tiny).log()
 
     def prepare(self, scan: Scan) -> dict[str, Any]:
         """`image`: the scan as the network sees it, a MetaTensor (channel, *spatial) on the network's grid."""

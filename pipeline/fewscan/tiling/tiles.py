@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,27 +13,17 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Tile:
-    """One bite of a volume, as slices over its spatial axes.
+    """One bite of a volume, as slices over its spatial axes, in voxels of the volume.
 
-    The network reads `read`; of its answer only `core` is kept. Both are in voxels of the padded volume, which
-    begins `margin` before the volume itself for valid networks and at the volume's origin otherwise.
+    The network reads `read`; of its answer only `core` is kept. Both may reach beyond the volume's end, and `read`
+    before its start: there the volume is continued by mirroring (see `mirror`).
     """
 
     read: tuple[slice, ...]
     core: tuple[slice, ...]
 
-    @property
-    def core_in_read(self) -> tuple[slice, ...]:
-        """`core` counted from the start of `read`."""
-        return tuple(
-            slice(core.start - read.start, core.stop - read.start)
-            for read, core in zip(self.read, self.core, strict=True)
-        )
 
-
-def exact_tiles(
-    shape: Sequence[int], tile: Sequence[int], *, halo: int, stride: int
-) -> tuple[list[Tile], tuple[int, ...]]:
+def exact_tiles(shape: Sequence[int], tile: Sequence[int], *, halo: int, stride: int) -> list[Tile]:
     """The U-Net paper's overlap-tile for padded networks: cores partition the volume, reads reach `halo` beyond.
 
     Args:
@@ -43,21 +34,19 @@ def exact_tiles(
         stride: the network's stride.
 
     Returns:
-        The tiles, last axis fastest, and the shape that the volume has to be padded to at its end: the next multiple
-        of the stride. All reads have one shape; reads at the border shift inward. Whatever the tile, what the
-        network sees of a core is what it sees in one pass over the whole padded volume.
+        The tiles, last axis fastest. The volume is continued at its end to the next multiple of the stride. All reads
+        have one shape; reads at the border shift inward. Whatever the tile, what the network sees of a core is what
+        it sees in one pass over the whole continued volume.
     """
     if halo % stride:
         raise ValueError(f"the halo {halo} has to be a multiple of the stride {stride}")
     padded = tuple(-(-n // stride) * stride for n in shape)
     reads = [min(n, max(t // stride * stride, 2 * halo + stride)) for n, t in zip(padded, tile, strict=True)]
     along = [_axis_tiles(n, size, halo) for n, size in zip(padded, reads, strict=True)]
-    return _product(along), padded
+    return _product(along)
 
 
-def valid_tiles(
-    shape: Sequence[int], core: Sequence[int], *, margin: int, surplus: int
-) -> tuple[list[Tile], tuple[int, ...]]:
+def valid_tiles(shape: Sequence[int], core: Sequence[int], *, margin: int, surplus: int) -> list[Tile]:
     """Overlap-tile for valid (unpadded) networks, which answer `margin` less on every side than they read.
 
     Args:
@@ -68,33 +57,73 @@ def valid_tiles(
         surplus: voxels that every answer has beyond its core, for only some sizes fit through the network.
 
     Returns:
-        The tiles, and the shape of the volume padded with `margin` at its start and what is needed at its end, by
-        mirroring. Cores partition the answers, from `margin` on; the last ones reach beyond the volume.
+        The tiles, last axis fastest. Cores partition the volume; the last ones reach beyond it.
     """
     along = []
     for n, size in zip(shape, core, strict=True):
         starts = range(0, n, size)
-        along.append(
-            [(slice(s, s + size + surplus + 2 * margin), slice(s + margin, s + margin + size)) for s in starts]
-        )
-    return _product(along), tuple(axis[-1][0].stop for axis in along)
+        along.append([(slice(s - margin, s + size + surplus + margin), slice(s, s + size)) for s in starts])
+    return _product(along)
 
 
-def blend_tiles(shape: Sequence[int], patch: Sequence[int], overlap: float) -> tuple[list[Tile], tuple[int, ...]]:
+def blend_tiles(shape: Sequence[int], patch: Sequence[int], overlap: float) -> list[Tile]:
     """Overlapping patches for networks whose answer depends on the patch (instance norm, foreign networks).
 
-    Patches lie on a global grid in steps of `patch x (1 - overlap)`, none is moved at the end: the volume is padded
+    Patches lie on a global grid in steps of `patch x (1 - overlap)`, none is moved at the end: the volume is continued
     there instead. `core` is the whole patch; answers are averaged under a window.
 
     Returns:
-        The patches, and the shape that the volume has to be padded to at its end.
+        The patches, last axis fastest.
     """
     along = []
     for n, size in zip(shape, patch, strict=True):
         step = max(1, int(size * (1 - overlap)))
         count = 1 if n <= size else -(-(n - size) // step) + 1
         along.append([(slice(i * step, i * step + size),) * 2 for i in range(count)])
-    return _product(along), tuple(axis[-1][0].stop for axis in along)
+    return _product(along)
+
+
+def cheapest_tile(shape: Sequence[int], *, halo: int, stride: int, voxels: int) -> tuple[int, ...]:
+    """The read of exact tiles that evaluates the fewest voxels in all, of those with at most so many voxels.
+
+    Args:
+        shape, halo, stride: as for `exact_tiles`.
+        voxels: of one reading.
+
+    Raises ValueError where the smallest reading, 2 x halo + stride along each long axis, has more.
+    """
+    along = [_reads(n, halo, stride) for n in shape]
+    best: tuple[int, tuple[int, ...]] | None = None
+    for choice in itertools.product(*along):
+        reads = tuple(read for read, _ in choice)
+        if math.prod(reads) <= voxels:
+            cost = math.prod(read * count for read, count in choice)
+            if best is None or (cost, reads) < best:
+                best = cost, reads
+    if best is None:
+        smallest = [min(read for read, _ in axis) for axis in along]
+        raise ValueError(
+            f"exact tiles of this network read at least {' x '.join(map(str, smallest))} = {math.prod(smallest)} "
+            f"voxels, {voxels} are allowed"
+        )
+    return best[1]
+
+
+def _reads(n: int, halo: int, stride: int) -> list[tuple[int, int]]:
+    """(read, tiles along the axis): for each number of tiles the smallest read, from one tile on."""
+    padded = -(-n // stride) * stride
+    smallest, found = 2 * halo + stride, [(padded, 1)]
+    for count in range(2, max(2, -(-padded // stride)) + 1):
+        read = -(-(padded + (count - 1) * 2 * halo) // (count * stride)) * stride
+        if read >= padded:
+            continue
+        if read < smallest:
+            if found[-1][0] > smallest:
+                found.append((smallest, -(-(padded - 2 * halo) // stride)))
+            break
+        if read < found[-1][0]:
+            found.append((read, count))
+    return found
 
 
 def mirror(start: int, stop: int, n: int) -> NDArray[np.int64]:

@@ -1,0 +1,184 @@
+"""How a volume is tiled for a network: exactly where it says how far it looks, in blended patches elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fewscan.errors import BudgetError
+from fewscan.tiling.memory import OVERHEAD, Footprint
+from fewscan.tiling.tiles import Tile, blend_tiles, cheapest_tile, exact_tiles, valid_tiles
+
+DEFAULT_TILE = {2: 1024, 3: 160}
+"""Largest tile along each axis where it cannot be told what a network needs."""
+FLOOR = 1e-3
+"""Of the window that patches are blended under."""
+MODES = ("auto", "exact", "blend")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tiles of one volume."""
+
+    shape: tuple[int, ...]
+    """The volume's, in voxels."""
+    tiles: list[Tile]
+    """In the order in which they are read: where patches are blended, from one end of the longest axis to the other."""
+    margin: int
+    """What a tile's answer lacks at each side of what it reads (valid networks); else 0."""
+    stride: int
+    window: NDArray[np.float32] | None
+    """What the answers of a patch weigh, where patches are blended; None where cores partition the volume."""
+    bytes: float | None = None
+    """An estimate of what is held at once, beside the volume; None where it cannot be told."""
+
+    @property
+    def longest(self) -> int:
+        """The axis of the most voxels, the first of them."""
+        return max(range(len(self.shape)), key=lambda axis: self.shape[axis])
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Voxels of every reading."""
+        return tuple(along.stop - along.start for along in self.tiles[0].read)
+
+    @property
+    def evaluated(self) -> int:
+        """Voxels that the network is given in all."""
+        return len(self.tiles) * math.prod(self.read)
+
+    def __str__(self) -> str:
+        kind = "exact tiles" if self.window is None else "blended patches"
+        share = self.evaluated / math.prod(self.shape)
+        held = "" if self.bytes is None else f", about {self.bytes / 2**30:.1f} GiB"
+        return f"{len(self.tiles)} {kind} of {_shown(self.read)}, {share:.1f} x the voxels{held}"
+
+
+def lay_tiles(
+    network: Any,
+    shape: Sequence[int],
+    *,
+    mode: str = "auto",
+    tile: Sequence[int] | None = None,
+    patch: Sequence[int] | None = None,
+    overlap: float = 0.5,
+    slack: bool = False,
+    footprint: Footprint | None = None,
+    memory: float | None = None,
+) -> Layout:
+    """The tiles of a volume.
+
+    Networks that say how far they look (`halo`, `stride`, `is_local`; all of fewscan's but those with instance norm)
+    get the U-Net paper's overlap-tile, whose answer is that of one pass over the whole volume: of all tiles that fit
+    into `memory` those that evaluate the fewest voxels. All others get patches on a global grid, averaged under a
+    Gaussian.
+
+    Args:
+        network: a module, or any callable, which is foreign then.
+        shape: voxels of the volume along each axis.
+        mode: "exact" or "blend", or "auto", which blends also where that evaluates fewer voxels than exact tiles.
+        tile: largest read along each axis of exact tiles, instead of what `memory` allows.
+        patch: voxels along each axis of a patch of the network's training, for blending; for networks that do not say
+            how far they look `tile` is taken where it is None.
+        overlap: 0 up to but not 1, fraction of a patch shared with its neighbour, where patches are blended.
+        slack: whether a reading may be shifted back by less than a stride, or the answers one voxel beyond a core's end
+            count as well; then exact readings are a stride larger.
+        footprint: what the network needs; None where it cannot be told: then tiles have at most `DEFAULT_TILE`.
+        memory: bytes that may be held at once, beside the volume; None for no limit.
+
+    Raises:
+        ValueError: neither the network nor a patch says what is to be read.
+        BudgetError: `memory` does not suffice.
+    """
+    module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    local = getattr(module, "is_local", False)
+    blended = patch if local else patch or tile
+    if mode == "blend" or not local:
+        if mode == "exact" or blended is None or len(blended) != len(shape):
+            raise ValueError(
+                f"{type(module).__name__} does not say how far it looks, or looks at the whole patch (instance "
+                f"norm), or was asked for blended patches; give the inferer the `patch` of its training, {len(shape)} "
+                f"numbers, not {blended}"
+            )
+        layout = _blended(shape, blended, overlap, footprint)
+        if memory is not None and layout.bytes is not None and layout.bytes > memory:
+            raise BudgetError(
+                f"blended patches of {_shown(blended)} need {layout.bytes / 2**30:.1f} GiB, {memory / 2**30:.1f} are "
+                "allowed: allow more, or train a network without instance norm, which takes smaller tiles"
+            )
+        return layout
+    exact = _exact(module, shape, tile, slack, footprint, memory)
+    if mode == "auto" and tile is None and patch is not None and len(patch) == len(shape):
+        other = _blended(shape, patch, overlap, footprint)
+        fits = other.bytes is None or memory is None or other.bytes <= memory
+        if fits and other.evaluated < exact.evaluated:
+            return other
+    return exact
+
+
+def _blended(shape: Sequence[int], patch: Sequence[int], overlap: float, footprint: Footprint | None) -> Layout:
+    longest = max(range(len(shape)), key=lambda axis: shape[axis])
+    tiles = sorted(blend_tiles(shape, patch, overlap), key=lambda one: one.read[longest].start)
+    held = None
+    if footprint is not None:
+        ends = [max(tile.read[axis].stop for tile in tiles) for axis in range(len(shape))]
+        planes = math.prod(patch[axis] if axis == longest else end for axis, end in enumerate(ends))
+        held = OVERHEAD * footprint.bytes * math.prod(patch) + 2 * 4 * (footprint.classes + 1) * planes
+    return Layout(tuple(shape), tiles, 0, 1, gaussian(patch), held)
+
+
+def _exact(
+    module: Any,
+    shape: Sequence[int],
+    tile: Sequence[int] | None,
+    slack: bool,
+    footprint: Footprint | None,
+    memory: float | None,
+) -> Layout:
+    stride, more = module.stride, module.stride if slack else 0
+    valid = getattr(module, "padding", "same") == "valid"
+    if tile is None:
+        tile = (DEFAULT_TILE[len(shape)],) * len(shape)
+        if footprint is not None and not valid:
+            voxels = sys.maxsize if memory is None else int(memory / (OVERHEAD * footprint.bytes))
+            try:
+                tile = cheapest_tile(shape, halo=module.halo + more, stride=stride, voxels=voxels)
+            except ValueError as problem:
+                raise BudgetError(f"{problem}, as {(memory or 0) / 2**30:.2f} GiB hold: allow more memory") from None
+    if valid:
+        core = [min(max(t // stride, 1), -(-n // stride)) * stride for t, n in zip(tile, shape, strict=True)]
+        tiles = valid_tiles(shape, core, margin=module.halo, surplus=module.surplus + more)
+    else:
+        tiles = exact_tiles(shape, tile, halo=module.halo + more, stride=stride)
+    layout = Layout(tuple(shape), tiles, module.halo if valid else 0, stride, None)
+    if footprint is None:
+        return layout
+    return replace(layout, bytes=OVERHEAD * footprint.bytes * math.prod(layout.read))
+
+
+def _shown(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def gaussian(patch: Sequence[int]) -> NDArray[np.float32]:
+    """A Gaussian of standard deviation patch / 8 along each axis, at most 1 and at least `FLOOR`."""
+    window = np.ones((), dtype=np.float32)
+    for size in patch:
+        along = np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2)
+        window = np.multiply.outer(window, along.astype(np.float32))
+    floored: NDArray[np.float32] = np.maximum(window / window.max(), FLOOR).astype(np.float32)
+    return floored
+
+
+def device_of(network: Any, otherwise: torch.device) -> torch.device:
+    """Where the network's weights are."""
+    weights = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return otherwise if weights is None else weights.device
