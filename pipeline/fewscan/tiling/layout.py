@@ -115,13 +115,17 @@ def lay_tiles(
                 "allowed: allow more, or train a network without instance norm, which takes smaller tiles"
             )
         return layout
-    exact = _exact(module, shape, tile, slack, footprint, memory)
-    if mode == "auto" and tile is None and patch is not None and len(patch) == len(shape):
-        other = _blended(shape, patch, overlap, footprint)
-        fits = other.bytes is None or memory is None or other.bytes <= memory
-        if fits and other.evaluated < exact.evaluated:
+    if mode == "exact" or tile is not None or patch is None or len(patch) != len(shape):
+        return _exact(module, shape, tile, slack, footprint, memory)
+    other = _blended(shape, patch, overlap, footprint)
+    fits = other.bytes is None or memory is None or other.bytes <= memory
+    try:
+        exact = _exact(module, shape, tile, slack, footprint, memory)
+    except BudgetError:
+        if fits:
             return other
-    return exact
+        raise
+    return other if fits and other.evaluated < exact.evaluated else exact
 
 
 def _blended(shape: Sequence[int], patch: Sequence[int], overlap: float, footprint: Footprint | None) -> Layout:
