@@ -155,8 +155,8 @@ def test_two_cores_keep_the_measured_values():
     assert (hippocampus["patch"], hippocampus["batch"]) == ([40, 56, 40], 2)
     assert hippocampus["network_def"] == {"widths": [16, 32, 64, 128]}
     isbi, _ = decided(SHAPES["isbi"])
-    assert (isbi["patch"], isbi["batch"]) == ([160, 160], 4)
-    assert isbi["network_def"] == {"widths": [24, 48, 96, 192]}
+    assert (isbi["patch"], isbi["batch"]) == ([224, 224], 2)
+    assert isbi["network_def"] == {"widths": [24, 48, 96, 192, 192]}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fewscan.errors import BundleError
+from fewscan.training.precision import bfloat16_is_right
 
 OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
 """What torch's other errors say: Windows; Linux and macOS; Apple's GPUs; cuBLAS and cuDNN."""
@@ -48,6 +49,7 @@ class TrainingStep:
 
     def __init__(self, bfloat16: bool = False) -> None:
         self.bfloat16 = bfloat16
+        self._right: dict[tuple[int, ...], bool] = {}
         self.samples: int | None = None
         self.size: tuple[int, ...] | None = None
         self.notes: list[str] = []
@@ -96,7 +98,7 @@ class TrainingStep:
         for piece, weight in zip(pieces, weights, strict=True):
             if weight == 0 and any(weights):
                 continue  # nothing to learn from
-            with self._precision(engine, image.device):
+            with self._precision(engine, image[piece]):
                 output["pred"] = engine.inferer(image[piece], engine.network)
                 engine.fire_event(IterationEvents.FORWARD_COMPLETED)
                 loss = engine.loss_function(output["pred"], label[piece]).mean() * (weight / whole)
@@ -108,9 +110,18 @@ class TrainingStep:
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         return output
 
-    def _precision(self, engine: SupervisedTrainer, device: torch.device) -> torch.autocast:
+    def _precision(self, engine: SupervisedTrainer, image: Tensor) -> torch.autocast:
+        """For a batch of this size, float32 where bfloat16 would be wrong."""
         if self.bfloat16:
-            return torch.autocast(device.type, torch.bfloat16)
+            size = tuple(image.shape)
+            if size not in self._right:
+                self._right[size] = bfloat16_is_right(engine.network, size)
+                if not self._right[size]:
+                    note = (
+                        f"patches of {_shown(size[2:])} voxels are learned from in float32: a convolution sees only 2 "
+                    )
+                    self.notes.append(note + "voxels along the first axis, which bfloat16 gets wrong on this processor")
+            return torch.autocast(image.device.type, torch.bfloat16, enabled=self._right[size])
         return torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs)
 
     def _lower(self, engine: SupervisedTrainer, image: Tensor) -> None:
