@@ -133,7 +133,7 @@ def fail_above(monkeypatch, voxels: int, problem):
     forward, seen = UNet.forward, []
 
     def scarce(self, x):
-        if self.training:
+        if self.training and x.device.type != "meta":  # there nothing is computed
             if x[:, 0].numel() > voxels:
                 raise problem
             seen.append(tuple(x.shape))
