@@ -33,7 +33,7 @@ def bfloat16_is_right(network: nn.Module, shape: Sequence[int]) -> bool:
     if len(shape) != 5:
         return True
     depths: set[int] = set()
-    ghost = copy.deepcopy(network).to("meta")
+    ghost = copy.deepcopy(network).to("meta").eval()
     for layer in ghost.modules():
         if isinstance(layer, nn.Conv3d):
             layer.register_forward_pre_hook(lambda _, inputs: depths.add(int(inputs[0].shape[2])))
