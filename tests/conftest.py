@@ -60,7 +60,7 @@ def configure(bundle: Path, network=None, **settings) -> Path:
 
 @dataclass(frozen=True)
 class Trained:
-    """A tiny bundle that was trained for 20 steps, one case held out; never to be changed by a test."""
+    """A tiny bundle that was trained for 20 steps (SegNet 60), one case held out; never to be changed by a test."""
 
     bundle: Path
     data: Path

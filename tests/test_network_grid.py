@@ -8,12 +8,20 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 
+from fewscan.decision import Decision
 from fewscan.errors import BundleError, GeometryError
 from fewscan.grid import Grid
-from fewscan.network_grid import decide, labels_to_network_grid, linear_weights, to_network_grid
+from fewscan.network_grid import labels_to_network_grid, linear_weights, to_network_grid
 from fewscan.transforms import ToNetworkGridd
 
 SHAPE, SPACING = (25, 22, 9), (0.9, 0.8, 2.5)
+
+
+def decide(logits, network_affine, scan) -> np.ndarray:
+    """The classes on the scan's grid of a whole answer (classes, *spatial)."""
+    decision, whole = Decision(logits.shape[1:], network_affine, scan), tuple(slice(0, n) for n in logits.shape[1:])
+    decision.add(logits, whole, whole)
+    return decision.classes
 
 
 def rotation(*angles) -> np.ndarray:

@@ -12,10 +12,11 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from fewscan.decision import Decision
 from fewscan.errors import BundleError, LabelError
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
-from fewscan.network_grid import Decision, labels_to_network_grid, to_network_grid
+from fewscan.network_grid import labels_to_network_grid, to_network_grid
 from fewscan.pieces import keep_pieces
 
 
@@ -121,7 +122,7 @@ class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI has no types
 
 
 class DecideLabelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
-    """The network's logits to labels on the scan's own grid (`fewscan.network_grid.decide`).
+    """The network's logits to labels on the scan's own grid (`fewscan.decision.Decision`).
 
     (classes, *network) -> (1, i, j, k) MetaTensor with the scan's affine. With a label table the result holds the
     values that files hold, otherwise class indices. Then pieces of labels may become background

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from fewscan.network_grid import Decision, decide, largest, to_network_grid
+from fewscan.decision import Decision, largest
+from fewscan.network_grid import to_network_grid
 from fewscan.networks import FCN, SegNet, UNet
 from fewscan.tiling import OverlapTileInferer
 from fewscan.tiling.stream import read
-from test_network_grid import GRIDS, smooth
+from test_network_grid import GRIDS, decide, smooth
 
 
 class Parts:

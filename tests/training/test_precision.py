@@ -111,3 +111,19 @@ def test_the_record_says_the_precision_and_the_model_is_stored_as_ever(tmp_path,
     weights = torch.load(tmp_path / "bundle/models/model.pt", weights_only=True)
     assert all(value.is_contiguous() for value in weights.values())
     assert {value.dtype for value in weights.values()} <= {torch.float32, torch.int64}
+
+
+def test_a_network_of_several_devices_is_looked_at_as_well():
+    """One rank, on the CPU, with a patch that bfloat16 would be wrong for."""
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        network = UNet(3, 1, 3, widths=[4, 8])
+        wrapped = nn.parallel.DistributedDataParallel(network)
+        training = TrainingStep(bfloat16=True)
+        training(Trainer(wrapped, SegmentationLoss()), (torch.randn(2, 1, 4, 16, 16), torch.zeros(2, 1, 4, 16, 16)))
+    finally:
+        distributed.destroy_process_group()
+    assert [note.partition(":")[0] for note in training.notes] == [
+        "patches of 4 x 16 x 16 voxels are learned from in float32"
+    ]

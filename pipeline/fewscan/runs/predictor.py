@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import platform
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from fewscan.bundle import parsed, provenance, read_json, refuse_markup
 from fewscan.errors import BundleError, first_line
 from fewscan.files import sha256
+from fewscan.networks.ensemble import Ensemble
 from fewscan.scans import Scan
 from fewscan.scans.reader import image_paths
 
@@ -28,7 +30,7 @@ class Predictor:
     """A bundle's own preprocessing, network, inferer and postprocessing, loaded once.
 
     What it answers for a scan is what `python -m monai.bundle run` with the same inference.json writes: both end in
-    `fewscan.network_grid.Decision`.
+    `fewscan.decision.Decision`.
 
     Args:
         bundle: a trained bundle.
@@ -61,8 +63,8 @@ class Predictor:
             and isinstance(self.inferer, OverlapTileInferer)
         ):
             self.decide = deciding[0]
-        loaded = [_load(file, self.network, self.device, config) for file in weights]
-        self.members = loaded if members else []
+        networks = [_loaded(file, copy.deepcopy(self.network), config) for file in weights]
+        self.network = Ensemble(networks) if members else networks[0]
         self.spec: dict[str, Any] = {
             **provenance(str(bundle)),
             "config_sha256": _config_hash(config),
@@ -97,21 +99,11 @@ class Predictor:
         """Labels as soon as a piece of the answer is there, which never exists as a whole."""
         decision, answered = decide.begin(image), 0
         volume = image.as_subclass(torch.Tensor)
-        for piece in self.inferer.pieces(volume, self._ask, self.network, slack=not decision.aligned):
-            decision.add(piece.logits, piece.box, piece.core)
-            answered = len(piece.logits)
-        return decide.finish(decision, answered, image)
-
-    def _ask(self, tiles: torch.Tensor) -> torch.Tensor:
-        """The logits of tiles; of several members as `logits` says."""
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            if not self.members:
-                return self.network(tiles)  # type: ignore[no-any-return]
-            shares = []
-            for state in self.members:
-                self.network.load_state_dict(state)
-                shares.append(torch.softmax(self.network(tiles).float(), dim=1) / len(self.members))
-            return torch.stack(shares).sum(0).clamp_min(torch.finfo(torch.float32).tiny).log()
+            for piece in self.inferer.pieces(volume, self.network, self.network, slack=not decision.aligned):
+                decision.add(piece.logits, piece.box, piece.core)
+                answered = len(piece.logits)
+        return decide.finish(decision, answered, image)
 
     def prepare(self, scan: Scan) -> dict[str, Any]:
         """`image`: the scan as the network sees it, a MetaTensor (channel, *spatial) on the network's grid."""
@@ -119,21 +111,7 @@ class Predictor:
         return data
 
     def logits(self, image: Any) -> Any:
-        """The network's answer (classes, *spatial) for a preprocessed image (channel, *spatial), tile by tile.
-
-        Of several members the logarithm of the mean of their softmaxes, whose softmax is that mean again.
-        """
-        if not self.members:
-            return self._answer(image)
-        mean = None
-        for state in self.members:
-            self.network.load_state_dict(state)
-            share = torch.softmax(self._answer(image).float(), dim=0) / len(self.members)
-            mean = share if mean is None else mean + share
-        assert mean is not None  # there are members
-        return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
-
-    def _answer(self, image: Any) -> Any:
+        """The network's answer (classes, *spatial) for a preprocessed image (channel, *spatial), tile by tile."""
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             return self.inferer(image[None].to(self.device), self.network)[0]
 
@@ -170,17 +148,16 @@ def _seed(training: Path) -> int | None:
     return read_json(training).get("seed") if training.exists() else None
 
 
-def _load(weights: Path, network: torch.nn.Module, device: torch.device, config: Path) -> dict[str, Any]:
-    """The weights, which the network has from now on."""
+def _loaded(weights: Path, network: torch.nn.Module, config: Path) -> torch.nn.Module:
+    """The network with these weights."""
     try:
-        state: dict[str, Any] = torch.load(weights, map_location=device, weights_only=True)
-        network.load_state_dict(state)
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as problem:
         raise BundleError(
             f"{weights}: does not fit the network of {config} ({type(problem).__name__}); train the bundle again, "
             "or undo what was changed in its network_def, channels or labels"
         ) from problem
-    return state
+    return network
 
 
 def _config_hash(config: Path) -> str:

@@ -9,9 +9,9 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewscan.tiling.layout import MODES, Layout, device_of, lay_tiles
+from fewscan.tiling.layout import MODES, Layout, lay_tiles
 from fewscan.tiling.memory import default_memory, footprint
 from fewscan.tiling.stream import SYMMETRIES, Ask, Piece, Volume, pieces
 
@@ -94,7 +94,7 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             slack: whether the voxels beyond the cores are right too; else they must not be looked at.
         """
         shape, layout = tuple(volume.shape[1:]), self.layout(volume, network, slack)
-        device = device_of(network, volume.device if isinstance(volume, Tensor) else torch.device("cpu"))
+        device = _device_of(network, volume.device if isinstance(volume, Tensor) else torch.device("cpu"))
         options: dict[str, Any] = {"device": device, "batch": self.batch, "symmetry": self.symmetry}
         if len(shape) == self.spatial_dims:
             yield from pieces(volume, ask, layout, **options)
@@ -118,7 +118,7 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             overlap=self.overlap,
             slack=slack or self.symmetry != "none",
             footprint=footprint(network, int(volume.shape[0]), self.spatial_dims),
-            memory=self.allowed(device_of(network, torch.device("cpu"))) / self.batch,
+            memory=self.allowed(_device_of(network, torch.device("cpu"))) / self.batch,
         )
 
     def allowed(self, device: torch.device) -> float:
@@ -138,6 +138,12 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             answer[(slice(None), *piece.core)] = piece.logits[own].to(image.device)
         assert answer is not None  # there is always a piece
         return answer
+
+
+def _device_of(network: Any, otherwise: torch.device) -> torch.device:
+    """Where the network's weights are."""
+    weights = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return otherwise if weights is None else weights.device
 
 
 class _Slice:

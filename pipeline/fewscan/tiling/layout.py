@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from fewscan.errors import BudgetError
+from fewscan.networks.bare import bare
 from fewscan.tiling.memory import OVERHEAD, Footprint
 from fewscan.tiling.tiles import Tile, blend_tiles, cheapest_tile, exact_tiles, valid_tiles
 
@@ -55,12 +54,6 @@ class Layout:
         """Voxels that the network is given in all."""
         return len(self.tiles) * math.prod(self.read)
 
-    def __str__(self) -> str:
-        kind = "exact tiles" if self.window is None else "blended patches"
-        share = self.evaluated / math.prod(self.shape)
-        held = "" if self.bytes is None else f", about {self.bytes / 2**30:.1f} GiB"
-        return f"{len(self.tiles)} {kind} of {_shown(self.read)}, {share:.1f} x the voxels{held}"
-
 
 def lay_tiles(
     network: Any,
@@ -98,7 +91,7 @@ def lay_tiles(
         ValueError: neither the network nor a patch says what is to be read.
         BudgetError: `memory` does not suffice.
     """
-    module = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    module = bare(network)
     local = getattr(module, "is_local", False)
     blended = patch if local else patch or tile
     if mode == "blend" or not local:
@@ -180,9 +173,3 @@ def gaussian(patch: Sequence[int]) -> NDArray[np.float32]:
         window = np.multiply.outer(window, along.astype(np.float32))
     floored: NDArray[np.float32] = np.maximum(window / window.max(), FLOOR).astype(np.float32)
     return floored
-
-
-def device_of(network: Any, otherwise: torch.device) -> torch.device:
-    """Where the network's weights are."""
-    weights = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-    return otherwise if weights is None else weights.device

@@ -100,36 +100,30 @@ def _answers(
     Of several turns, the mean over the copies of the volume that are mirrored and swapped as wholes: a copy begins
     where the volume ends, and is continued there, so that its cells lie otherwise and readings are shifted back.
     """
-    shifts = [-n % layout.stride for n in layout.shape]
+    shifts = [-n % layout.stride if len(turns) > 1 else 0 for n in layout.shape]
     for first in range(0, len(layout.tiles), batch):
         group = layout.tiles[first : first + batch]
-        total: list[Tensor] = []
+        mean: Tensor | None = None
         for mirrored, swapped in turns:
-            back = [shifts[axis] if axis in mirrored else 0 for axis in range(len(layout.shape))]
+            back = [shift if axis in mirrored else 0 for axis, shift in enumerate(shifts)]
             boxes = [[slice(a.start - n, a.stop - n) for a, n in zip(tile.read, back, strict=True)] for tile in group]
             tiles = torch.stack([read(volume, box) for box in boxes]).to(device)
-            axes = [axis + 2 for axis in mirrored]
-            tiles = tiles.flip(axes) if axes else tiles
-            answer = ask(tiles.transpose(2, 3) if swapped else tiles)
-            answer = answer.transpose(2, 3) if swapped else answer
-            answer = answer.flip(axes) if axes else answer
-            answer = answer.to(torch.promote_types(answer.dtype, torch.float32))
-            for number, tile in enumerate(group):
-                kept = answer[number]
-                if len(turns) > 1:  # copies are shifted: what all of them cover
-                    ends = [along.start + layout.margin + n for along, n in zip(tile.read, kept.shape[1:], strict=True)]
-                    ends = [end - shift for end, shift in zip(ends, shifts, strict=True)]
-                    begun = [along.start + layout.margin for along in tile.read]
-                    kept = kept[
-                        (slice(None), *(slice(n, n + e - b) for n, b, e in zip(back, begun, ends, strict=True)))
-                    ]
-                    kept = kept / len(turns)
-                if len(total) == number:
-                    total.append(kept)
-                else:
-                    total[number] = total[number] + kept
-        for tile, kept in zip(group, total, strict=True):
-            yield tile, tuple(along.start + layout.margin for along in tile.read), kept
+            answer = _turned(tiles, ask, [axis + 2 for axis in mirrored], swapped)
+            ends = [n - shift for n, shift in zip(answer.shape[2:], shifts, strict=True)]  # what all copies cover
+            common = tuple(slice(n, n + end) for n, end in zip(back, ends, strict=True))
+            answer = answer[(slice(None), slice(None), *common)] / len(turns)
+            mean = answer if mean is None else mean + answer
+        assert mean is not None  # there is always a turn
+        for tile, answer in zip(group, mean, strict=True):
+            yield tile, tuple(along.start + layout.margin for along in tile.read), answer
+
+
+def _turned(tiles: Tensor, ask: Ask, mirrored: list[int], swapped: bool) -> Tensor:
+    """The answer for turned tiles, turned back; float32 at least."""
+    tiles = tiles.flip(mirrored)
+    answer = ask(tiles.transpose(2, 3) if swapped else tiles)
+    answer = answer.transpose(2, 3) if swapped else answer
+    return answer.flip(mirrored).to(torch.promote_types(answer.dtype, torch.float32))
 
 
 def _cores(answers: Iterator[tuple[Tile, tuple[int, ...], Tensor]], layout: Layout) -> Iterator[Piece]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from fewscan.errors import BundleError
 from fewscan.files import replace_when_complete, sha256
+from fewscan.networks.bare import bare
 from fewscan.training.average import HALF
 from fewscan.training.checkpoint import read_state, refuse_trained, write_state
 from fewscan.training.final import FinalWeights
@@ -92,7 +93,7 @@ class TrainingRun:
         average: bool = True,
         tensorboard: bool = False,
     ) -> None:
-        self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+        self.network: nn.Module = bare(network)
         self.optimizer, self.sampler, self.folder = optimizer, sampler, Path(folder)
         self.validator, self.minutes, self.overwrite = validator, minutes, overwrite
         self.settings: dict[str, Any] = json.loads(json.dumps(settings or {}))  # tuples as files give them back: lists

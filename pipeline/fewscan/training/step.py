@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fewscan.errors import BundleError
+from fewscan.networks.bare import bare
 from fewscan.training.precision import bfloat16_is_right
 
 OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
@@ -115,12 +116,12 @@ class TrainingStep:
         if self.bfloat16:
             size = tuple(image.shape)
             if size not in self._right:
-                self._right[size] = bfloat16_is_right(engine.network, size)
-                if not self._right[size]:
-                    note = (
-                        f"patches of {_shown(size[2:])} voxels are learned from in float32: a convolution sees only 2 "
-                    )
-                    self.notes.append(note + "voxels along the first axis, which bfloat16 gets wrong on this processor")
+                self._right[size] = bfloat16_is_right(bare(engine.network), size)
+                note = f"patches of {_shown(size[2:])} voxels are learned from in float32: a convolution sees only 2 "
+                note += "voxels along the first axis, which bfloat16 gets wrong on CPUs"
+                if not self._right[size] and note not in self.notes:  # a resumed training has it already
+                    self.notes.append(note)
+                    tqdm.write(note)
             return torch.autocast(image.device.type, torch.bfloat16, enabled=self._right[size])
         return torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs)
 
@@ -130,7 +131,7 @@ class TrainingStep:
         if image.device.type == "cuda":
             torch.cuda.empty_cache()
         batch, patch = image.shape[0], tuple(image.shape[2:])
-        if isinstance(engine.network, nn.parallel.DistributedDataParallel):
+        if bare(engine.network) is not engine.network:
             raise BundleError(
                 f"out of memory on {image.device}, with a batch of {batch} patches of {_shown(patch)}; several devices "
                 "cannot lower it in the midst of a step: set a smaller `batch` or `patch` in train.json"

@@ -1,0 +1,102 @@
+"""The one decision on the way back from the network: softmax, scan's grid, argmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewscan.grid import Affine, Grid
+from fewscan.network_grid import are_voxels, in_scan_order, linear_weights, refuse_not_finite, resample_axis
+
+
+class Decision:
+    """The class of every voxel of a scan, from the network's answer, which comes whole or in pieces, in any order.
+
+    Softmax over the classes, linear interpolation back to the scan's grid, the largest wins (the lower class on a
+    tie). Probabilities never exist for the whole scan.
+
+    Args:
+        shape: voxels of the network's grid along each axis.
+        network_affine: of that grid, 4 x 4, voxel -> mm RAS+.
+        scan: the grid of the answer.
+
+    Raises GeometryError where the two grids are not related by a permutation, flips and scaling of axes.
+
+    Attributes:
+        aligned: whether the grids' voxels coincide, so that nothing is interpolated.
+    """
+
+    def __init__(self, shape: Sequence[int], network_affine: Affine, scan: Grid) -> None:
+        self.scan, self.shape = scan, tuple(shape)
+        self.turn, self.places = in_scan_order(network_affine, scan)
+        self.aligned = all(are_voxels(at, shape[axis]) for at, axis in zip(self.places, self.turn, strict=True))
+        self._classes: NDArray[np.integer] | None = None
+
+    @property
+    def classes(self) -> NDArray[np.integer]:
+        """(i, j, k) class indices on the scan's grid, uint8 up to 256 classes, else uint16.
+
+        Complete when the cores that were added are the whole volume.
+        """
+        assert self._classes is not None  # nothing was added
+        return self._classes
+
+    def add(self, logits: Tensor, box: tuple[slice, ...], core: tuple[slice, ...]) -> None:
+        """Decide the scan's voxels that lie in a core of the network's grid.
+
+        Args:
+            logits: (classes, *box).
+            box: voxels of the network's grid: the core and, unless the volume ends, one voxel beyond its end; that
+                one is not needed where the grids' voxels coincide.
+            core: voxels of the network's grid. A voxel of the scan is decided by the core with the last of the
+                network's voxels that is not beyond it; those outside the grid by the core that is nearest.
+
+        Raises BundleError where the network answers with numbers that are not finite: its weights are broken.
+        """
+        refuse_not_finite(logits)
+        if self._classes is None:
+            self._classes = np.zeros(self.scan.shape, np.uint8 if logits.shape[0] <= 256 else np.uint16)
+        logits = logits.permute(0, *(axis + 1 for axis in self.turn))
+        begun, cores = [box[axis].start for axis in self.turn], [core[axis] for axis in self.turn]
+        sizes = [self.shape[axis] for axis in self.turn]
+        own = [_owned(at, along, n, self.aligned) for at, along, n in zip(self.places, cores, sizes, strict=True)]
+        if any(along.start == along.stop for along in own):
+            return
+        there = [at[along] - start for at, along, start in zip(self.places, own, begun, strict=True)]
+        if self.aligned:
+            values = largest(logits).cpu().numpy()
+            voxels = [at.round().astype(np.int64) for at in there]
+            self._classes[tuple(own)] = values[np.ix_(*voxels)]
+            return
+        weights = [linear_weights(at, n, 1.0) for at, n in zip(there, logits.shape[1:], strict=True)]
+        for number, k in enumerate(range(own[2].start, own[2].stop)):
+            near = np.flatnonzero(weights[2][number])
+            slab = torch.softmax(logits[..., near.min() : near.max() + 1].float(), dim=0)
+            slab = resample_axis(slab, 3, weights[2][number : number + 1, near.min() : near.max() + 1])
+            slab = resample_axis(resample_axis(slab, 1, weights[0]), 2, weights[1])
+            self._classes[own[0], own[1], k] = largest(slab[..., 0]).cpu().numpy()
+
+
+def largest(values: Tensor) -> Tensor:
+    """(classes, *spatial) -> (*spatial), the class of the largest value, the lower one on a tie.
+
+    uint8 up to 256 classes, else int16. Class by class: torch's `argmax` over the first axis is many times slower.
+    """
+    best = values[0]
+    winner = torch.zeros_like(best, dtype=torch.uint8 if len(values) <= 256 else torch.int16)
+    for number in range(1, len(values)):
+        wins = values[number] > best
+        winner.masked_fill_(wins, number)
+        best = torch.maximum(best, values[number])
+    return winner
+
+
+def _owned(places: NDArray[np.float64], core: slice, n: int, aligned: bool) -> slice:
+    """The scan's voxels along an axis that a core of the network's axis (n voxels) decides; `places` are monotonic."""
+    at = np.clip(places.round() if aligned else np.floor(places), 0, n - 1)
+    inside = np.flatnonzero((at >= core.start) & (at < core.stop))
+    return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
