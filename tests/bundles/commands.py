@@ -22,7 +22,10 @@ for line in json.loads(sys.argv.pop()):
 
 
 def _process(line: list[str], cwd: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "pipeline"), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "pipeline"),
+    }  # as many threads as here: they decide the last bits
     return subprocess.Popen(
         [sys.executable, *line],
         cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",

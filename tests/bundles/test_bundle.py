@@ -121,22 +121,22 @@ def test_monai_finds_every_property_it_knows(member, name, kind):
 def commands(family, tmp_path_factory):
     """MONAI's commands on each network's trained bundle and on a copy without its weights, side by side.
 
-    By the network's name: the folder `here` that they run in, beside `home` with the copy and its data; the process.
+    By the network's name: the folder `here` that they run in, beside `owner` with the copy and its data; the process.
     """
     schema = ROOT.parent / "shared" / "schema" / "meta_schema_20240725.json"
     started = {}
     for name in NARROW:
         folder, bundle = tmp_path_factory.mktemp(f"commands_{name}"), family(name).bundle
-        shutil.copytree(bundle.parent, folder / "home")
-        shutil.rmtree(folder / "home" / "bundle" / "models")
+        shutil.copytree(bundle.parent, folder / "owner")
+        shutil.rmtree(folder / "owner" / "bundle" / "models")
         (folder / "here").mkdir()
         meta, config = ["--meta_file", bundle / "configs" / "metadata.json"], bundle / "configs" / "inference.json"
         files = ["network_def", *meta, "--config_file", config]
         export = [*files, "--ckpt_file", bundle / "models" / "model.pt", "--filepath"]
         verify_metadata = ["verify_metadata", *meta, "--filepath", folder / schema.name]
-        root = "../home/bundle/configs"
-        always = ["--bundle_root", "../home/bundle", "--device", "$torch.device('cpu')"]
-        scans = ["--dataset_dir", "../home/data/images", "--output_dir", "masks"]
+        root = "../owner/bundle/configs"
+        always = ["--bundle_root", "../owner/bundle", "--device", "$torch.device('cpu')"]
+        scans = ["--dataset_dir", "../owner/data/images", "--output_dir", "masks"]
         started[name] = (
             folder / "here",
             start_each(
@@ -220,7 +220,7 @@ def test_plain_monai_trains_infers_and_evaluates_from_any_folder(family, command
     """As the README says, without fewscan's commands: weights as by `fewscan train`, masks on the scans' grids."""
     here, process = commands[name]
     output_of(process)
-    bundle, data = here.parent / "home" / "bundle", here.parent / "home" / "data"
+    bundle, data = here.parent / "owner" / "bundle", here.parent / "owner" / "data"
     wanted = torch.load(family(name).bundle / "models" / "model.pt", weights_only=True)
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert all(torch.allclose(weights[key], wanted[key], atol=1e-4) for key in wanted)

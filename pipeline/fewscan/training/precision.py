@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def has_half_precision(device: torch.device | str) -> bool:
     """Whether training in half precision pays: on CUDA (float16), and on CPUs with instructions for bfloat16.
 
-    On two cores with AVX512-BF16 a step of the plans' U-Nets takes 0.55 of its time in float32 (docs/measured.md).
+    On two cores with AVX512-BF16 a step of the plans' U-Nets takes 0.6 of its time in float32 (docs/measured.md).
     """
     kind = torch.device(device).type
     if kind == "cpu":
@@ -45,7 +45,7 @@ def bfloat16_is_right(network: nn.Module, shape: Sequence[int]) -> bool:
 def lay_out(network: nn.Module) -> nn.Module:
     """The network, on a CPU, channels last: convolution and batch norm read a voxel's channels together.
 
-    A step of the plans' U-Nets takes 0.75 to 0.85 of its time with channels first; the values are those of another
+    A step of the plans' U-Nets takes 0.85 of its time with channels first (docs/measured.md); the values are those of another
     order of summation. Nothing is changed on other devices.
     """
     for parameter in network.parameters():
