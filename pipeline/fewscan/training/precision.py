@@ -45,8 +45,8 @@ def bfloat16_is_right(network: nn.Module, shape: Sequence[int]) -> bool:
 def lay_out(network: nn.Module) -> nn.Module:
     """The network, on a CPU, channels last: convolution and batch norm read a voxel's channels together.
 
-    A step of the plans' U-Nets takes 0.85 of its time with channels first (docs/measured.md); the values are those of another
-    order of summation. Nothing is changed on other devices.
+    A step of the plans' U-Nets takes 0.85 of its time with channels first (docs/measured.md); values differ by the
+    order of summation alone. Nothing is changed on other devices.
     """
     for parameter in network.parameters():
         if parameter.device.type == "cpu" and parameter.ndim in (4, 5):
