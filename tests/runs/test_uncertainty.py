@@ -15,7 +15,7 @@ from fewscan.cli import main
 from fewscan.errors import BundleError, FewscanError, GeometryError, PairingError
 from fewscan.grid import Grid
 from fewscan.metrics.detection import detection_auc, share_found
-from fewscan.network_grid import decide, to_network_grid, to_scan_grid
+from fewscan.network_grid import to_network_grid, to_scan_grid
 from fewscan.networks import UNet
 from fewscan.networks.sampling import dropout_on, mean_and_variance
 from fewscan.runs import uncertainty as module
@@ -26,6 +26,7 @@ from fewscan.tiling import OverlapTileInferer
 from runs.tiny import change_config, files_below, noise, read, save_nifti, unet_bundle
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES
+from test_network_grid import decide
 
 SAMPLES = 5
 

@@ -30,9 +30,9 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
 
     Args:
         spatial_dims: 2 or 3, what the network works on.
-        tile: voxels of a tile along each axis; None for those that evaluate the fewest voxels within `memory`.
-        patch: voxels along each axis of a patch of the network's training, for networks that do not say how far
-            they look, and only for these; None takes `tile`, and one of both has to be given.
+        tile: voxels of an exact tile along each axis; None for what evaluates the fewest voxels within `memory_gb`.
+        patch: voxels along each axis of a patch of the network's training, for blending. Networks that do not say how
+            far they look take `tile` where it is None, and one of both has to be given; others are never blended then.
         batch: tiles given to the network at once.
         overlap: 0 up to but not 1, fraction of a patch shared with its neighbour, where patches are blended.
         symmetry: what images may be turned by without a change of meaning; the logits of all these copies, turned

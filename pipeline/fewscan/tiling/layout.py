@@ -42,7 +42,7 @@ class Layout:
     @property
     def longest(self) -> int:
         """The axis of the most voxels, the first of them."""
-        return max(range(len(self.shape)), key=lambda axis: self.shape[axis])
+        return _longest(self.shape)
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ def lay_tiles(
 
 
 def _blended(shape: Sequence[int], patch: Sequence[int], overlap: float, footprint: Footprint | None) -> Layout:
-    longest = max(range(len(shape)), key=lambda axis: shape[axis])
+    longest = _longest(shape)
     tiles = sorted(blend_tiles(shape, patch, overlap), key=lambda one: one.read[longest].start)
     held = None
     if footprint is not None:
@@ -159,6 +159,10 @@ def _exact(
     if footprint is None:
         return layout
     return replace(layout, bytes=OVERHEAD * footprint.bytes * math.prod(layout.read))
+
+
+def _longest(shape: Sequence[int]) -> int:
+    return max(range(len(shape)), key=lambda axis: shape[axis])
 
 
 def _shown(size: Sequence[int]) -> str:
