@@ -175,8 +175,13 @@ def test_coarser_spacing_averages_instead_of_aliasing():
 
 
 def test_downsampling_by_two_has_the_weights_of_a_triangle():
-    weights = linear_weights(np.array([2.5]), 6, 2.0)[0]
-    np.testing.assert_allclose(weights, [0, 1 / 8, 3 / 8, 3 / 8, 1 / 8, 0], atol=1e-7)
+    taps = linear_weights(np.array([2.5, 0.0, 5.0]), 6, 2.0)
+    matrix = np.zeros((3, 8))
+    for place, (first, weights) in enumerate(zip(taps.first, taps.weights, strict=True)):
+        matrix[place, first : first + len(weights)] = weights
+    expected = [[0, 1 / 8, 3 / 8, 3 / 8, 1 / 8, 0], [2 / 3, 1 / 3, 0, 0, 0, 0], [0, 0, 0, 0, 1 / 3, 2 / 3]]
+    np.testing.assert_allclose(matrix[:, :6], expected, atol=1e-7)
+    assert not matrix[:, 6:].any()
 
 
 @each_grid

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -260,6 +261,8 @@ def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
     add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     add.add_argument("--dry-run", action="store_true", help="only say what would be done")
     add.add_argument("--ensemble", action="store_true", help="the models of `validate`'s folds decide together")
+    add.add_argument("--max-memory", type=_gib, metavar="GIB", help="of the run; larger arrays lie in temporary files")
+    add.add_argument("--max-gpu-memory", type=_gib, metavar="GIB", help="of a GPU, for tiles")
     add.set_defaults(command=_segment)
 
 
@@ -276,6 +279,8 @@ def _segment(options: argparse.Namespace) -> int:
         device=options.device,
         dry_run=options.dry_run,
         ensemble=options.ensemble,
+        max_memory=options.max_memory,
+        max_gpu_memory=options.max_gpu_memory,
     )
     for row in report.rows:
         if options.dry_run and row["status"] == "planned":
@@ -392,6 +397,17 @@ def _add_choice(add: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _gib(text: str) -> float:
+    """A number of GiB above 0, as `4` or `4gb`."""
+    try:
+        number = float(text.lower().removesuffix("gib").removesuffix("gb"))
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory; give GiB above 0, such as 4 or 4gb")
+    return number
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release
 from fewscan.grid import Affine, Grid
 from fewscan.network_grid import are_voxels, in_scan_order, linear_weights, refuse_not_finite, resample_axis
 
@@ -23,6 +24,7 @@ class Decision:
         shape: voxels of the network's grid along each axis.
         network_affine: of that grid, 4 x 4, voxel -> mm RAS+.
         scan: the grid of the answer.
+        empty: makes the array of the classes.
 
     Raises GeometryError where the two grids are not related by a permutation, flips and scaling of axes.
 
@@ -30,15 +32,17 @@ class Decision:
         aligned: whether the grids' voxels coincide, so that nothing is interpolated.
     """
 
-    def __init__(self, shape: Sequence[int], network_affine: Affine, scan: Grid) -> None:
-        self.scan, self.shape = scan, tuple(shape)
+    def __init__(
+        self, shape: Sequence[int], network_affine: Affine, scan: Grid, empty: Arrays = IN_MEMORY_ONLY
+    ) -> None:
+        self.scan, self.shape, self.empty = scan, tuple(shape), empty
         self.turn, self.places = in_scan_order(network_affine, scan)
         self.aligned = all(are_voxels(at, shape[axis]) for at, axis in zip(self.places, self.turn, strict=True))
         self._classes: NDArray[np.integer] | None = None
 
     @property
     def classes(self) -> NDArray[np.integer]:
-        """(i, j, k) class indices on the scan's grid, uint8 up to 256 classes, else uint16.
+        """(i, j, k) class indices on the scan's grid, i contiguous, uint8 up to 256 classes, else uint16.
 
         Complete when the cores that were added are the whole volume.
         """
@@ -59,7 +63,7 @@ class Decision:
         """
         refuse_not_finite(logits)
         if self._classes is None:
-            self._classes = np.zeros(self.scan.shape, np.uint8 if logits.shape[0] <= 256 else np.uint16)
+            self._classes = self.empty(self.scan.shape, np.uint8 if logits.shape[0] <= 256 else np.uint16, "F")
         logits = logits.permute(0, *(axis + 1 for axis in self.turn))
         begun, cores = [box[axis].start for axis in self.turn], [core[axis] for axis in self.turn]
         sizes = [self.shape[axis] for axis in self.turn]
@@ -71,14 +75,17 @@ class Decision:
             values = largest(logits).cpu().numpy()
             voxels = [at.round().astype(np.int64) for at in there]
             self._classes[tuple(own)] = values[np.ix_(*voxels)]
+            release(self._classes)
             return
-        weights = [linear_weights(at, n, 1.0) for at, n in zip(there, logits.shape[1:], strict=True)]
+        taps = [linear_weights(at, n, 1.0) for at, n in zip(there, logits.shape[1:], strict=True)]
         for number, k in enumerate(range(own[2].start, own[2].stop)):
-            near = np.flatnonzero(weights[2][number])
-            slab = torch.softmax(logits[..., near.min() : near.max() + 1].float(), dim=0)
-            slab = resample_axis(slab, 3, weights[2][number : number + 1, near.min() : near.max() + 1])
-            slab = resample_axis(resample_axis(slab, 1, weights[0]), 2, weights[1])
+            here = slice(number, number + 1)
+            near = taps[2].needs(here)
+            slab = torch.softmax(logits[..., near].float(), dim=0)
+            slab = resample_axis(slab, 3, taps[2].part(here, near))
+            slab = resample_axis(resample_axis(slab, 1, taps[0]), 2, taps[1])
             self._classes[own[0], own[1], k] = largest(slab[..., 0]).cpu().numpy()
+        release(self._classes)
 
 
 def largest(values: Tensor) -> Tensor:

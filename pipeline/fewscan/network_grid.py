@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,11 +34,11 @@ def to_network_grid(
     Returns:
         The array, contiguous, and its grid.
     """
-    axes, flips, target = _target(grid, spacing_mm, slice_axis)
-    array = _reorder(array, axes, flips)
-    for axis, own in _weights(array.shape[1:], target.shape).items():
-        array = resample_axis(array, axis, own)
-    return array.contiguous(), target
+    way = Way.to_network(grid, spacing_mm, slice_axis)
+    array = way.reorder(array)
+    for axis, taps in way.taps.items():
+        array = resample_axis(array, axis, taps)
+    return array.contiguous(), way.target
 
 
 def labels_to_network_grid(
@@ -48,30 +50,28 @@ def labels_to_network_grid(
     voxel is unknown (-1) where less than half of it is known, or of one of the scan's voxels where those are smaller:
     a single annotated slice stays one. Else the class that covers most of what is known wins.
     """
-    axes, flips, target = _target(grid, spacing_mm, slice_axis)
-    classes = _reorder(classes, axes, flips)
-    if classes.shape[1:] == target.shape:
-        return classes.contiguous(), target
-    weights = _weights(classes.shape[1:], target.shape)
-    largest = torch.zeros((1, *target.shape), device=classes.device)
-    winner = torch.zeros((1, *target.shape), dtype=classes.dtype, device=classes.device)
+    way = Way.to_network(grid, spacing_mm, slice_axis)
+    classes = way.reorder(classes)
+    if not way.taps:
+        return classes.contiguous(), way.target
+    largest = torch.zeros((1, *way.target.shape), device=classes.device)
+    winner = torch.zeros((1, *way.target.shape), dtype=classes.dtype, device=classes.device)
     for value, box in _boxes(classes[0]):  # one after the other: maps of all classes would need far more memory
         share, reached = (classes[:, *box] == value).float(), [slice(None), *box]
-        for axis, own in weights.items():
-            rows = np.flatnonzero(own[:, box[axis - 1]].any(axis=1))
-            reached[axis] = slice(int(rows[0]), int(rows[-1]) + 1)
-            share = resample_axis(share, axis, own[reached[axis], box[axis - 1]])
+        for axis, taps in way.taps.items():
+            reached[axis] = taps.reach(box[axis - 1])
+            share = resample_axis(share, axis, taps.part(reached[axis], box[axis - 1]))
         here = tuple(reached)
         winner[here][share > largest[here]] = value
         largest[here] = torch.maximum(largest[here], share)
     unknown = classes < 0
     if unknown.any():
         known = (~unknown).float()
-        for axis, own in weights.items():
-            coarser = max(1.0, own.shape[1] / own.shape[0])
-            known = (resample_axis(known, axis, own) >= 0.5 / coarser).float()
+        for axis, taps in way.taps.items():
+            coarser = max(1.0, classes.shape[axis] / way.target.shape[axis - 1])
+            known = (resample_axis(known, axis, taps) >= 0.5 / coarser).float()
         winner[known == 0] = -1
-    return winner, target
+    return winner, way.target
 
 
 def _boxes(classes: Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
@@ -86,43 +86,80 @@ def _boxes(classes: Tensor) -> Iterator[tuple[int, tuple[slice, ...]]]:
         yield value, tuple(slice(int(first[value]), int(end[value])) for first, end in sides)
 
 
-def _target(
-    grid: Grid, spacing_mm: Sequence[float] | None, slice_axis: int | None
-) -> tuple[tuple[int, int, int], tuple[bool, bool, bool], Grid]:
-    """The network's grid, and how the scan's axes are permuted and flipped before it is resampled to that."""
-    axes, flips = grid.axes_to_lps()
-    spacing = list(grid.reordered(axes, flips).spacing_mm if spacing_mm is None else spacing_mm)
-    if slice_axis is not None:
-        order = [axis for axis in range(3) if axis != slice_axis] + [slice_axis]
-        axes, flips = (
-            (axes[order[0]], axes[order[1]], axes[order[2]]),
-            (flips[order[0]], flips[order[1]], flips[order[2]]),
-        )
-        spacing = [spacing[axis] for axis in order]
-    reordered = grid.reordered(axes, flips)
-    shape, step = list(reordered.shape), np.eye(4)
-    for axis in range(2 if slice_axis is not None else 3):
-        n = reordered.shape[axis]
-        shape[axis] = max(1, round(n * reordered.spacing_mm[axis] / spacing[axis]))
-        if shape[axis] != n:
-            scale = n / shape[axis]
-            step[axis, axis], step[axis, 3] = scale, (scale - 1) / 2
-    return axes, flips, Grid((shape[0], shape[1], shape[2]), reordered.affine @ step, grid.frame_of_reference)
+@dataclass(frozen=True)
+class Taps:
+    """Linear interpolation along one axis: each place is the weighted sum of some neighbouring voxels.
+
+    The weighted voxels are added one after the other, so that a place gets the same bits whatever else is computed.
+    """
+
+    first: NDArray[np.int64]
+    """(places,) the first of the voxels of each place."""
+    weights: NDArray[np.float32]
+    """(places, taps) of that and the following voxels; rows sum to 1, and to less where voxels were left out."""
+
+    def part(self, places: slice | NDArray[np.int64], voxels: slice) -> Taps:
+        """For some of the places, where only some of the voxels are at hand; the others weigh nothing."""
+        first, weights = self.first[places], self.weights[places].copy()
+        at = first[:, None] + np.arange(weights.shape[1])
+        weights[(at < voxels.start) | (at >= voxels.stop)] = 0
+        return Taps(first - voxels.start, weights)
+
+    def reach(self, voxels: slice) -> slice:
+        """From the first to behind the last place that looks at any of these voxels; places in rising order."""
+        at = self.first[:, None] + np.arange(self.weights.shape[1])
+        hit = np.flatnonzero(((at >= voxels.start) & (at < voxels.stop) & (self.weights > 0)).any(axis=1))
+        return slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0)
+
+    def needs(self, places: slice) -> slice:
+        """From the first to behind the last voxel that these places look at."""
+        at = self.first[places, None] + np.arange(self.weights.shape[1])
+        used = at[self.weights[places] > 0]
+        return slice(int(used.min()), int(used.max()) + 1)
 
 
-def _reorder(array: Tensor, axes: Sequence[int], flips: Sequence[bool]) -> Tensor:
-    return array.permute(0, *(axis + 1 for axis in axes)).flip([a + 1 for a in range(3) if flips[a]])
+@dataclass(frozen=True)
+class Way:
+    """From a scan's grid to the one that the network sees: axes permuted and flipped, then resampled."""
 
+    axes: tuple[int, int, int]
+    """The scan's axis that lies along each axis of the network."""
+    flips: tuple[bool, bool, bool]
+    """Whether each axis of the network runs against the scan's."""
+    taps: dict[int, Taps]
+    """For each axis of (channel, *network) that is resampled."""
+    target: Grid
+    """The network's."""
 
-def _weights(shape: Sequence[int], target: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-    """For each axis of (channel, i, j, k) that changes, the matrix to its new length, linear, of the same extent."""
-    weights = {}
-    for axis, (n, size) in enumerate(zip(shape, target, strict=True), start=1):
-        if n != size:
-            scale = n / size
-            centres = np.arange(size, dtype=np.float64) * scale + (scale - 1) / 2
-            weights[axis] = linear_weights(centres, n, max(scale, 1.0))
-    return weights
+    @classmethod
+    def to_network(cls, grid: Grid, spacing_mm: Sequence[float] | None, slice_axis: int | None) -> Way:
+        """As `to_network_grid` goes; its arguments."""
+        axes, flips = grid.axes_to_lps()
+        spacing = list(grid.reordered(axes, flips).spacing_mm if spacing_mm is None else spacing_mm)
+        if slice_axis is not None:
+            order = [axis for axis in range(3) if axis != slice_axis] + [slice_axis]
+            axes, flips = (
+                (axes[order[0]], axes[order[1]], axes[order[2]]),
+                (flips[order[0]], flips[order[1]], flips[order[2]]),
+            )
+            spacing = [spacing[axis] for axis in order]
+        reordered = grid.reordered(axes, flips)
+        shape, step, taps = list(reordered.shape), np.eye(4), {}
+        for axis in range(2 if slice_axis is not None else 3):
+            n = reordered.shape[axis]
+            shape[axis] = max(1, round(n * reordered.spacing_mm[axis] / spacing[axis]))
+            if shape[axis] != n:
+                scale = n / shape[axis]
+                step[axis, axis], step[axis, 3] = scale, (scale - 1) / 2
+                centres = np.arange(shape[axis], dtype=np.float64) * scale + (scale - 1) / 2
+                taps[axis + 1] = linear_weights(centres, n, max(scale, 1.0))
+        target = Grid((shape[0], shape[1], shape[2]), reordered.affine @ step, grid.frame_of_reference)
+        return cls(axes, flips, taps, target)
+
+    def reorder(self, array: Tensor) -> Tensor:
+        """(channel, i, j, k) of the scan with its axes permuted and flipped."""
+        turned = array.permute(0, *(axis + 1 for axis in self.axes))
+        return turned.flip([axis + 1 for axis in range(3) if self.flips[axis]])
 
 
 def to_scan_grid(maps: Tensor, network_affine: Affine, scan: Grid) -> NDArray[np.float32]:
@@ -174,22 +211,31 @@ def in_scan_order(network_affine: Affine, scan: Grid) -> tuple[list[int], list[N
     return turn, [step[turn[axis], axis] * np.arange(scan.shape[axis]) + step[turn[axis], 3] for axis in range(3)]
 
 
-def linear_weights(coordinates: NDArray[np.float64], n: int, width: float) -> NDArray[np.float32]:
-    """(len(coordinates), n) matrix of linear interpolation: a triangle of half-width `width` voxels, rows sum to 1.
+def linear_weights(coordinates: NDArray[np.float64], n: int, width: float) -> Taps:
+    """Linear interpolation at coordinates along an axis of n voxels: a triangle of half-width `width` voxels.
 
     Coordinates beyond the first and last voxel take the border's value.
     """
     inside = np.clip(coordinates, 0, n - 1)
-    weights = np.maximum(0.0, 1 - np.abs(inside[:, None] - np.arange(n)) / width)
-    weights[weights < 1e-6] = 0.0
-    normalised: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return normalised
+    first = np.maximum(np.floor(inside - width).astype(np.int64) + 1, 0)
+    at = first[:, None] + np.arange(min(2 * math.ceil(width) + 1, n))
+    weights = np.maximum(0.0, 1 - np.abs(inside[:, None] - at) / width)
+    weights[(weights < 1e-6) | (at >= n)] = 0.0
+    used = np.flatnonzero(weights.any(axis=0))
+    weights = weights[:, : used[-1] + 1]
+    return Taps(first, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-def resample_axis(array: Tensor, axis: int, weights: NDArray[np.float32]) -> Tensor:
-    """(channel, *spatial) with one of its axes at the places that the rows of a `linear_weights` matrix mean."""
-    moved: Tensor = torch.tensordot(array, torch.from_numpy(weights).to(array), dims=([axis], [1]))
-    return moved.movedim(-1, axis)
+def resample_axis(array: Tensor, axis: int, taps: Taps) -> Tensor:
+    """(channel, *spatial) with one of its axes at the places of `taps`."""
+    total: Tensor | None = None
+    for number in range(taps.weights.shape[1]):
+        at = torch.from_numpy(np.clip(taps.first + number, 0, array.shape[axis] - 1)).to(array.device)
+        weight = torch.from_numpy(taps.weights[:, number].copy()).to(array)
+        part = array.index_select(axis, at).mul_(weight.view([-1 if a == axis else 1 for a in range(array.ndim)]))
+        total = part if total is None else total.add_(part)
+    assert total is not None  # there is always a tap
+    return total
 
 
 def are_voxels(places: NDArray[np.float64], n: int) -> bool:

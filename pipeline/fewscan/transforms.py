@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fewscan.arrays import release
 from fewscan.decision import Decision
 from fewscan.errors import BundleError, LabelError
 from fewscan.grid import Grid
+from fewscan.intensity import Normalisation
 from fewscan.labels import LabelTable
 from fewscan.network_grid import labels_to_network_grid, to_network_grid
 from fewscan.pieces import keep_pieces
@@ -51,29 +54,26 @@ class NormaliseIntensityd(MapTransform):  # type: ignore[misc]  # MONAI has no t
         for key in self.key_iterator(result):
             image: MetaTensor = result[key]
             array = image.as_tensor().to(torch.float32)
-            windows = [self.windows[0]] * len(array) if self.one_for_all else self.windows
-            if len(windows) != len(array):
-                where = image.meta.get("filename_or_obj", "the image")
-                raise BundleError(
-                    f"{where}: has {len(array)} channels, but intensity_window lists {len(windows)}; give null or "
-                    "[low, high] for each channel, or one for all"
-                )
-            channels = [_standardise(c) if w is None else _windowed(c, *w) for c, w in zip(array, windows, strict=True)]
+            rules = self.rules(array.numpy(force=True), str(image.meta.get("filename_or_obj", "the image")))
+            channels = [rule(channel) for rule, channel in zip(rules, array, strict=True)]
             result[key] = MetaTensor(torch.stack(channels), meta=image.meta)
         return result
 
+    def rules(self, array: NDArray[Any], where: str) -> list[Normalisation]:
+        """What is done to each channel of (C, i, j, k); `where` names the image in errors.
 
-def _windowed(channel: Tensor, low: float, high: float) -> Tensor:
-    return (channel.clamp(low, high) - low) * (2 / (high - low)) - 1
-
-
-def _standardise(channel: Tensor) -> Tensor:
-    # NumPy's percentile: torch.quantile refuses more than 16 million voxels
-    low, high = np.percentile(channel.numpy(force=True), (0.5, 99.5))
-    if low < high:
-        channel = channel.clamp(float(low), float(high))
-    spread = channel.std(correction=0)
-    return (channel - channel.mean()) / spread if spread > 1e-6 * channel.abs().max() else channel * 0
+        Raises BundleError where there are more or fewer windows than channels.
+        """
+        windows = [self.windows[0]] * len(array) if self.one_for_all else self.windows
+        if len(windows) != len(array):
+            raise BundleError(
+                f"{where}: has {len(array)} channels, but intensity_window lists {len(windows)}; give null or "
+                "[low, high] for each channel, or one for all"
+            )
+        return [
+            Normalisation.of_channel(channel) if window is None else Normalisation.of_window(*window)
+            for channel, window in zip(array, windows, strict=True)
+        ]
 
 
 class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI has no types
@@ -157,33 +157,38 @@ class DecideLabelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         image: MetaTensor = result[self.image_key]
         for key in self.key_iterator(result):
             logits = torch.as_tensor(result[key]).as_subclass(Tensor)
-            decision = self.begin(image)
+            affine = np.asarray(torch.as_tensor(image.meta["original_affine"]).cpu(), dtype=np.float64)
+            i, j, k = (int(n) for n in torch.as_tensor(image.meta["spatial_shape"]))
+            network_affine = np.asarray(image.affine.cpu(), dtype=np.float64)
+            decision = Decision(tuple(image.shape[1:]), network_affine, Grid((i, j, k), affine))
             everything = tuple(slice(0, n) for n in logits.shape[1:])
             decision.add(logits, everything, everything)
-            result[key] = self.finish(decision, len(logits), image)
+            labels = np.ascontiguousarray(self.values(decision, len(logits))[None], dtype=np.int32)
+            meta = without_affine(image)  # torch has no arithmetic on uint16
+            result[key] = MetaTensor(torch.from_numpy(labels), affine=torch.from_numpy(affine.copy()), meta=meta)
         return result
 
-    def begin(self, image: MetaTensor) -> Decision:
-        """The decision on the scan of an image that `ToNetworkGridd` left; the network's answer is added to it."""
-        affine = np.asarray(torch.as_tensor(image.meta["original_affine"]).cpu(), dtype=np.float64)
-        i, j, k = (int(n) for n in torch.as_tensor(image.meta["spatial_shape"]))
-        network_affine = np.asarray(image.affine.cpu(), dtype=np.float64)
-        return Decision(tuple(image.shape[1:]), network_affine, Grid((i, j, k), affine))
+    def values(self, decision: Decision, answered: int) -> NDArray[np.integer]:
+        """The labels of a complete decision, (i, j, k); `answered` is how many classes the network answers.
 
-    def finish(self, decision: Decision, answered: int, image: MetaTensor) -> MetaTensor:
-        """The labels of a complete decision, (1, i, j, k); `answered` is how many classes the network answers."""
-        affine = decision.scan.affine
-        smallest = math.ceil(self.minimum_size_mm3 / abs(np.linalg.det(affine[:3, :3])) - 1e-6)
+        Values that files hold, in the table's type, or class indices without a table. May be the decision's array.
+        """
+        smallest = math.ceil(self.minimum_size_mm3 / decision.scan.voxel_mm3 - 1e-6)
         classes = keep_pieces(decision.classes, self.keep_largest, smallest)
-        if self.table is not None:
-            if answered != self.table.classes:
-                raise LabelError(
-                    f"the network answers {answered} classes, but the label table lists {len(self.table)} labels and "
-                    "the background"
-                )
-            classes = self.table.to_values(classes)
-        labels = torch.from_numpy(classes[None].astype(np.int32))  # torch has no arithmetic on uint16
-        return MetaTensor(labels, affine=torch.from_numpy(affine.copy()), meta=without_affine(image))
+        if self.table is None:
+            return classes
+        if answered != self.table.classes:
+            raise LabelError(
+                f"the network answers {answered} classes, but the label table lists {len(self.table)} labels and "
+                "the background"
+            )
+        if classes.dtype == self.table.dtype and np.array_equal(self.table.values, np.arange(answered)):
+            return classes
+        values = decision.empty(classes.shape, self.table.dtype, "F")
+        for k in range(classes.shape[2]):
+            values[..., k] = self.table.to_values(classes[..., k])
+            release(values)
+        return values
 
 
 class LeaveOutUnknownd(MapTransform):  # type: ignore[misc]  # MONAI has no types

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fewscan.arrays import slabs
 from fewscan.errors import FormatError
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
@@ -77,7 +78,8 @@ def draw_overlay(
         labels = _upright(values.take(at, normal), normal)
         across, down = (max(1, round(extent[axis] * scale)) for axis in range(3) if axis != normal)
         panels.append(_panel(picture, labels, (across, down), table))
-    present = [label for label in table if label.value in set(np.unique(values).tolist())]
+    found = _values_in(values)
+    present = [label for label in table if label.value in found]
     names = [
         f"{_PLANES[normal][0]} {_fullest(cuts_by, normal) + 1}/{values.shape[normal]}, {_PLANES[normal][1]}"
         for normal in normals
@@ -109,7 +111,7 @@ def write_side_by_side(
         image, values = grid.in_lps(image)[:1], grid.in_lps(values).take(at, normal)
         picture = _shown(image, normal, at, _window(image))
         drawn.append(_panel(picture, _upright(values, normal), (across, down), table))
-        present = set(np.unique(values).tolist())
+        present = _values_in(values)
         legend |= {label.name: label.colour for label in table if label.value in present}
     shown = [(colour, name) for name, colour in legend.items()] or [((90, 90, 90), "no label found")]
     _compose(drawn, [name for name, *_ in panels], shown, title).save(path)
@@ -128,8 +130,14 @@ def _window(image: NDArray[Any]) -> tuple[float, float]:
 
 def _fullest(values: NDArray[Any], normal: int) -> int:
     """The index of the slice with most label along that axis; the middle where there is none."""
-    counts = np.count_nonzero(values, axis=tuple(axis for axis in range(3) if axis != normal))
+    counts = np.zeros(values.shape[normal], dtype=np.int64)
+    for box in slabs(values.shape, values.strides):
+        counts[box[normal]] += np.count_nonzero(values[box], axis=tuple(axis for axis in range(3) if axis != normal))
     return int(counts.argmax()) if counts.any() else values.shape[normal] // 2
+
+
+def _values_in(values: NDArray[Any]) -> set[int]:
+    return {value for box in slabs(values.shape, values.strides) for value in np.unique(values[box]).tolist()}
 
 
 def _upright(plane: NDArray[Any], normal: int) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,15 +16,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays
 from fewscan.bundle import parsed, provenance, read_json, refuse_markup
+from fewscan.decision import Decision
 from fewscan.errors import BundleError, first_line
 from fewscan.files import sha256
+from fewscan.grid import Affine, Grid
+from fewscan.network_grid import Way
 from fewscan.networks.ensemble import Ensemble
+from fewscan.prepared import PreparedVolume
 from fewscan.scans import Scan
 from fewscan.scans.reader import image_paths
 
 if TYPE_CHECKING:
-    from fewscan.transforms import DecideLabelsd
+    from fewscan.tiling.layout import Layout
+    from fewscan.tiling.stream import Volume
+    from fewscan.transforms import DecideLabelsd, NormaliseIntensityd, ToNetworkGridd
+
+LESS = 0.6
+"""Of the memory that tiles took, where a GPU's did not suffice."""
+SMALLEST = 0.01
+"""GiB below which smaller tiles cannot be the way out."""
 
 
 class Predictor:
@@ -37,13 +50,15 @@ class Predictor:
         device: for example "cpu" or "cuda:1"; None takes the bundle's own choice.
         members: files of weights of the bundle's network; then the mean of their softmaxes decides, and the bundle's
             own weights are not used.
+
+    Attributes:
+        notes: what was decided on the way, in words.
     """
 
-    def __init__(self, bundle: Path, device: str | None = None, members: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, bundle: Path, device: str | None = None, members: Sequence[Path] = (), tile_memory_gb: float | None = None
+    ) -> None:
         from monai.transforms import Compose
-
-        from fewscan.tiling import OverlapTileInferer
-        from fewscan.transforms import DecideLabelsd  # both load MONAI
 
         config = bundle / "configs" / "inference.json"
         weights = tuple(members) or (bundle / "models" / "model.pt",)
@@ -53,16 +68,11 @@ class Predictor:
             self.inferer = built("inferer")
             steps = built("postprocessing").transforms
             self.network: torch.nn.Module = built("network_def").to(self.device).eval()
-        deciding = [s for s in steps if not type(s).__name__.startswith("SaveImage")]
+        deciding = [step for step in steps if not type(step).__name__.startswith("SaveImage")]
         self.postprocessing = Compose(deciding)
-        self.decide: DecideLabelsd | None = None
-        """Where it is all that follows the network: then the answer is decided piece by piece."""
-        if (
-            len(deciding) == 1
-            and isinstance(deciding[0], DecideLabelsd)
-            and isinstance(self.inferer, OverlapTileInferer)
-        ):
-            self.decide = deciding[0]
+        self.decide = _deciding(deciding, self.inferer)
+        self.reading = _reading(self.preprocessing.transforms)
+        self.notes: list[str] = []
         networks = [_loaded(file, copy.deepcopy(self.network), config) for file in weights]
         self.network = Ensemble(networks) if members else networks[0]
         self.spec: dict[str, Any] = {
@@ -76,8 +86,7 @@ class Predictor:
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
-        if isinstance(self.inferer, OverlapTileInferer):  # decides the tiles, and they the last bits
-            self.spec["tile_memory_gb"] = round(self.inferer.allowed(self.device) / 2**30, 2)
+        self.allow(None)
         if members:
             hashes = [sha256(file) for file in members]
             self.spec |= {
@@ -85,25 +94,82 @@ class Predictor:
                 "ensemble": hashes,
             }
 
-    def __call__(self, scan: Scan) -> NDArray[Any]:
-        """Label values (i, j, k) on the scan's grid."""
-        with torch.inference_mode():
-            data = self.prepare(scan)
-            if self.decide is not None:
-                return np.asarray(self._stream(data["image"], self.decide).numpy()[0])
-            data["pred"] = self.logits(data["image"])
-            values = self.postprocessing(data)["pred"]
-        return np.asarray(values.cpu().numpy()[0])
+    def allow(self, tile_memory_gb: float | None) -> None:
+        """Give tiles as many GiB on the device; None for what the bundle's inferer takes by itself."""
+        from fewscan.tiling import OverlapTileInferer
 
-    def _stream(self, image: Any, decide: DecideLabelsd) -> Any:
+        if isinstance(self.inferer, OverlapTileInferer):  # decides the tiles, and they the last bits
+            if tile_memory_gb is not None:
+                self.inferer.memory_gb = tile_memory_gb
+            self.spec["tile_memory_gb"] = round(self.inferer.allowed(self.device) / 2**30, 2)
+
+    def __call__(
+        self, scan: Scan, array: NDArray[Any] | None = None, empty: Arrays = IN_MEMORY_ONLY
+    ) -> NDArray[np.integer]:
+        """Label values (i, j, k) on the scan's grid.
+
+        Args:
+            scan: the image.
+            array: what `scan.read()` gives, where that is at hand.
+            empty: makes the large arrays that are needed.
+        """
+        with torch.inference_mode():
+            if self.decide is None:
+                data = self.prepare(scan)
+                data["pred"] = self.logits(data["image"])
+                return np.asarray(self.postprocessing(data)["pred"].cpu().numpy()[0])
+            if self.reading is None:
+                image = self.prepare(scan)["image"]
+                volume, affine = image.as_subclass(torch.Tensor), np.asarray(image.affine.cpu(), dtype=np.float64)
+                return self._stream(volume, affine, scan.grid, self.decide, empty)
+            normalise, to_grid = self.reading
+            array = scan.read(empty) if array is None else array
+            rules = normalise.rules(array, str(scan.files[0]))
+            prepared = PreparedVolume(array, scan.grid, rules, to_grid.spacing, to_grid.slice_axis)
+            small = empty.holds(4 * math.prod(prepared.shape))
+            return self._stream(prepared.whole() if small else prepared, prepared.affine, scan.grid, self.decide, empty)
+
+    def layout(self, scan: Scan) -> Layout | None:
+        """The tiles of a scan; None where they are not known before it is read, or cannot be laid at all.
+
+        Raises BudgetError where the memory that is allowed does not suffice.
+        """
+        if self.decide is None or self.reading is None:
+            return None
+        to_grid = self.reading[1]
+        way = Way.to_network(scan.grid, to_grid.spacing, to_grid.slice_axis)
+        shape = (len(scan.channels), *way.target.shape)
+        try:
+            layout: Layout = self.inferer.layout(np.broadcast_to(np.float32(0), shape), self.network)
+        except ValueError:  # said when the scan's turn comes
+            return None
+        return layout
+
+    def _stream(
+        self, volume: Volume, affine: Affine, scan: Grid, decide: DecideLabelsd, empty: Arrays
+    ) -> NDArray[np.integer]:
         """Labels as soon as a piece of the answer is there, which never exists as a whole."""
-        decision, answered = decide.begin(image), 0
-        volume = image.as_subclass(torch.Tensor)
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            for piece in self.inferer.pieces(volume, self.network, self.network, slack=not decision.aligned):
-                decision.add(piece.logits, piece.box, piece.core)
-                answered = len(piece.logits)
-        return decide.finish(decision, answered, image)
+        while True:
+            decision, answered = Decision(volume.shape[1:], affine, scan, empty), 0
+            try:
+                with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+                    for piece in self.inferer.pieces(volume, self.network, self.network, slack=not decision.aligned):
+                        decision.add(piece.logits, piece.box, piece.core)
+                        answered = len(piece.logits)
+                return decide.values(decision, answered)
+            except torch.OutOfMemoryError:
+                if self.inferer.allowed(self.device) < SMALLEST * 2**30:
+                    raise
+                self._take_less()
+
+    def _take_less(self) -> None:
+        """Smaller tiles from here on, whose answer is the same but for rounding."""
+        self.inferer.memory_gb = LESS * self.inferer.allowed(self.device) / 2**30
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.notes.append(
+            f"the memory of {self.device} did not suffice: tiles take {self.inferer.memory_gb:.2f} GiB from here on"
+        )
 
     def prepare(self, scan: Scan) -> dict[str, Any]:
         """`image`: the scan as the network sees it, a MetaTensor (channel, *spatial) on the network's grid."""
@@ -129,6 +195,31 @@ def read_settings(bundle: Path) -> dict[str, Any]:
             "`python -m monai.bundle run`"
         )
     return settings
+
+
+def _deciding(after: Sequence[Any], inferer: Any) -> DecideLabelsd | None:
+    """The decision, where it is all that follows fewscan's inferer: then labels are decided piece by piece."""
+    from fewscan.tiling import OverlapTileInferer
+    from fewscan.transforms import DecideLabelsd
+
+    alone = len(after) == 1 and isinstance(after[0], DecideLabelsd) and isinstance(inferer, OverlapTileInferer)
+    return after[0] if alone else None
+
+
+def _reading(before: Sequence[Any]) -> tuple[NormaliseIntensityd, ToNetworkGridd] | None:
+    """The preprocessing, where it is fewscan's own and nothing else: then a scan is read in parts."""
+    from fewscan.scans import ScanReader
+    from fewscan.transforms import NormaliseIntensityd, ToNetworkGridd
+
+    if [type(step).__name__ for step in before] != ["LoadImaged", "NormaliseIntensityd", "ToNetworkGridd"]:
+        return None
+    loading, normalise, to_grid = before
+    ours = (
+        isinstance(loading._loader.readers[-1], ScanReader)  # MONAI asks the last one first
+        and isinstance(normalise, NormaliseIntensityd)
+        and isinstance(to_grid, ToNetworkGridd)
+    )
+    return (normalise, to_grid) if ours else None
 
 
 def _device(wanted: str | torch.device) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import shutil
 import time
 from collections import Counter
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fewscan.arrays import Arrays, release, slabs
 from fewscan.errors import BundleError, FewscanError, first_line
 from fewscan.files import replace_when_complete
 from fewscan.labels import LabelTable
 from fewscan.masks import FORMATS, check_format, default_format, write_mask, write_overlay
+from fewscan.runs.budget import GIB, Budget, share_out
 from fewscan.runs.estimate import fold_models, in_words
 from fewscan.runs.ledger import Ledger
 from fewscan.runs.predictor import Predictor, read_settings
@@ -37,6 +41,8 @@ def segment(
     dry_run: bool = False,
     overlays: bool = True,
     ensemble: bool = False,
+    max_memory: float | None = None,
+    max_gpu_memory: float | None = None,
 ) -> Report:
     """Segment every scan of a folder (or one scan) with a trained bundle.
 
@@ -55,9 +61,12 @@ def segment(
         overlays: whether a PNG for the eye is written beside each mask.
         ensemble: let the models of the folds that `fewscan validate` trained decide together, by the mean of their
             softmaxes, instead of the bundle's own.
+        max_memory: GiB that the run may take; larger arrays lie in raw temporary files in `output/fewscan`.
+        max_gpu_memory: GiB of a GPU's memory for tiles.
 
     Raises:
-        FewscanError: nothing could be begun: no scans, an untrained bundle, an impossible format, colliding names.
+        FewscanError: nothing could be begun: no scans, an untrained bundle, an impossible format, colliding names, not
+            enough memory for the largest scan.
     """
     settings = read_settings(bundle)
     table = LabelTable.from_json(settings["labels"])
@@ -86,13 +95,17 @@ def segment(
         ]
         return report
     predictor = Predictor(bundle, device, members)
+    budget = share_out(max_memory, max_gpu_memory, predictor.device.type == "cuda")
+    predictor.allow(budget.tile_memory_gb)
+    _say_what_is_planned(budget, found.scans, predictor)
     ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays})
     ledger.open(source)
+    empty = Arrays(output / "fewscan", budget.array)
     bar = tqdm(found.scans, unit="scan", smoothing=0.1)
     try:
         for scan in bar:
             bar.set_postfix_str(scan.name)
-            report.rows.append(_one(scan, wanted[scan], ledger, predictor, table, overlays))
+            report.rows.append(_one(scan, wanted[scan], ledger, predictor, table, overlays, empty))
     except KeyboardInterrupt:
         report.interrupted = True
     finally:
@@ -103,7 +116,13 @@ def segment(
 
 
 def _one(
-    scan: Scan, formats: Sequence[str], ledger: Ledger, predictor: Predictor, table: LabelTable, overlays: bool
+    scan: Scan,
+    formats: Sequence[str],
+    ledger: Ledger,
+    predictor: Predictor,
+    table: LabelTable,
+    overlays: bool,
+    empty: Arrays,
 ) -> dict[str, Any]:
     """Segment one scan, or say why not; a row of the report."""
     receipt = ledger.receipt(scan)
@@ -113,10 +132,11 @@ def _one(
     stem = ledger.output / f"{scan.name}_seg"
     try:
         _sweep(stem)
-        values = predictor(scan).astype(table.dtype)
+        array = scan.read(empty)
+        values: NDArray[np.integer] = predictor(scan, array, empty).astype(table.dtype, copy=False)
         outputs: list[Path] = []
         former: list[Path] = []  # of an earlier run: findable until the new ones are complete
-        notes = list(scan.notes)
+        notes = [*scan.notes, *predictor.notes]
         for name in [f"{stem}{FORMATS[format]}" for format in formats] + [f"{stem}.ctbl", f"{stem}_overlay.png"]:
             ours_unchanged = ledger.is_ours(scan, Path(name))
             kept = ledger.set_aside(Path(name))
@@ -130,12 +150,12 @@ def _one(
             picture = Path(f"{stem}_overlay.png")
             try:
                 with replace_when_complete(picture) as temporary:
-                    write_overlay(scan.read(), values, scan.grid, table, temporary, title=scan.name)
+                    write_overlay(array, values, scan.grid, table, temporary, title=scan.name)
                 outputs.append(picture)
             except Exception as problem:  # a picture for the eye: the mask is complete without it
                 notes.append(f"no overlay: {first_line(problem)}")
         voxel_ml = scan.grid.voxel_mm3 / 1000
-        counts = np.bincount(values.ravel(), minlength=int(table.values.max()) + 1)
+        counts = _count(values, int(table.values.max()) + 1)
         details = {
             "seconds": round(time.monotonic() - started, 2),
             "format": scan.format,
@@ -152,6 +172,15 @@ def _one(
         return failed_row(scan.name, problem, ledger.output)
 
 
+def _count(values: NDArray[np.integer], many: int) -> NDArray[np.int64]:
+    """How many voxels hold each value from 0 on."""
+    counts = np.zeros(many, dtype=np.int64)
+    for box in slabs(values.shape, values.strides):
+        counts += np.bincount(values[box].ravel(order="K"), minlength=many)
+        release(values)
+    return counts
+
+
 def _sweep(stem: Path) -> None:
     """Remove what a run that was killed left of this scan under temporary names."""
     for left in stem.parent.glob(".partial-*"):
@@ -164,6 +193,19 @@ def _sweep(stem: Path) -> None:
 def _row(receipt: dict[str, Any]) -> dict[str, Any]:
     row = {key: receipt[key] for key in ("scan", "seconds", "format", "voxels", "spacing_mm", "ml", "notes")}
     return {**row, "masks": list(receipt["outputs"])}
+
+
+def _say_what_is_planned(budget: Budget, scans: Sequence[Scan], predictor: Predictor) -> None:
+    """What memory is for, and the tiles of the scan of the most voxels. Raises BudgetError where it does not fit."""
+    if budget.words is None:
+        return
+    print(budget.words)
+    largest = max(scans, key=lambda scan: math.prod(scan.grid.shape))
+    layout = predictor.layout(largest)
+    if layout is not None:
+        held = "" if layout.bytes is None else f", about {layout.bytes / GIB:.2f} GiB at once"
+        tiles, read = len(layout.tiles), " x ".join(map(str, layout.read))
+        print(f"largest scan: {largest.name}, {tiles} tile(s) of {read} voxels{held}")
 
 
 def _say_what_was_found(source: Path, scans: Sequence[Scan], skipped: Sequence[Skipped]) -> None:

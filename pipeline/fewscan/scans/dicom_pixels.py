@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays
 from fewscan.errors import ScanError
 from fewscan.scans.dicom_planes import PIXEL_TAGS, first_value, frame_bytes, functional_groups, load_dataset
 from fewscan.scans.scan import Scan
 
 
-def read_series(scan: Scan) -> NDArray[np.float32]:
+def read_series(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[np.float32]:
     """The voxels (1, i, j, k) of a DICOM scan in real values: slope and intercept applied plane by plane.
 
     Padding becomes the smallest of the other values. Raises ScanError where a file cannot be decoded.
     """
     columns, rows, depth = scan.grid.shape
-    volume = np.empty((depth, rows, columns), dtype=np.float32)
+    volume = empty((depth, rows, columns), np.float32)
     padded: list[tuple[int, NDArray[np.bool_]]] = []
     for path, places in _places(scan).items():
         dataset = load_dataset(path, (*PIXEL_TAGS, "PixelData"), pixels=True)

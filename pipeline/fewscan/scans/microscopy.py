@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays
 from fewscan.errors import ScanError
 from fewscan.grid import Grid
 from fewscan.scans.scan import Scan
@@ -51,12 +52,12 @@ def open_photo(path: Path, name: str, channels: Sequence[str] | None = None, lab
     )  # fmt: skip
 
 
-def read_photo(scan: Scan) -> NDArray[Any]:
+def read_photo(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     """The pixels (channel, i, j, 1) of a scan that `open_photo` gave, 16 bit where the file has 16."""
     return _photo_pixels(scan.files[0], False)[: len(scan.channels)]
 
 
-def read_photo_label(scan: Scan) -> NDArray[Any]:
+def read_photo_label(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     """The values (1, i, j, 1) of a label image, a palette's indices."""
     return _photo_pixels(scan.files[0], True)[:1]
 
@@ -98,13 +99,13 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
     return Scan(name, "tiff", (path,), grid, _names(path, found, channels), notes=tuple(notes), reader=read_tiff)
 
 
-def read_tiff(scan: Scan) -> NDArray[Any]:
+def read_tiff(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     """The voxels (channel, i, j, k) of a scan that `open_tiff` gave."""
     path = scan.files[0]
     with _tiff(path) as file:
         series = file.series[0]
         try:
-            data = series.asarray()
+            data = series.asarray(out=empty(series.shape, series.dtype))
         except Exception as problem:  # the codecs raise types of their own
             raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem)})") from problem
         arranged = _arranged(data, series.axes)[: len(scan.channels)]

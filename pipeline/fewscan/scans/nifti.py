@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import Affine, Grid
 from fewscan.scans.scan import Scan
@@ -40,7 +41,7 @@ def open_nifti(path: Path, name: str, channels: Sequence[str] = ("image",)) -> S
     return Scan(name, "nifti", (path,), grid, tuple(channels), notes=notes, reader=read_nifti)
 
 
-def read_nifti(scan: Scan) -> NDArray[Any]:
+def read_nifti(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     """The voxels (channel, i, j, k) of a scan that `open_nifti` gave; integers where the file has no scaling."""
     path = scan.files[0]
     image = _load(path)

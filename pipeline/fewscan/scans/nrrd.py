@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.scans.scan import Scan
@@ -38,8 +39,8 @@ def open_nrrd(path: Path, name: str, channels: Sequence[str] = ("image",), label
     return Scan(name, "nrrd", (path,), grid, tuple(channels), notes=notes, reader=read_nrrd)
 
 
-def read_nrrd(scan: Scan) -> NDArray[Any]:
-    """The voxels (channel, i, j, k) of a scan that `open_nrrd` gave."""
+def read_nrrd(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
+    """The voxels (channel, i, j, k) of a scan that `open_nrrd` gave; SimpleITK holds the whole in memory."""
     import SimpleITK
 
     image = itk_image(scan.files[0])

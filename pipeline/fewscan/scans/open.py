@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.arrays import Arrays, release, slabs
 from fewscan.errors import GeometryError, ScanError
 from fewscan.scans.dicom import find_series, is_dicom, open_series
 from fewscan.scans.microscopy import open_photo, open_tiff
@@ -110,10 +111,18 @@ def open_channels(files: Sequence[Path], name: str, channels: Sequence[str]) -> 
     return replace(parts[0], files=tuple(files), channels=tuple(channels), notes=notes, reader=read_channels)
 
 
-def read_channels(scan: Scan) -> NDArray[Any]:
+def read_channels(scan: Scan, empty: Arrays) -> NDArray[Any]:
     """The voxels (channel, i, j, k) of a scan that `open_channels` gave."""
-    parts = zip(scan.files, scan.channels, strict=True)
-    return np.concatenate([open_file(path, scan.name, (channel,)).read() for path, channel in parts])
+    named = zip(scan.files, scan.channels, strict=True)
+    parts = [open_file(path, scan.name, (channel,)).read(empty)[0] for path, channel in named]
+    dtype = np.result_type(*(part.dtype for part in parts))
+    data = empty((len(parts), *scan.grid.shape[::-1]), dtype).transpose(0, 3, 2, 1)
+    for box in slabs(scan.grid.shape):
+        for channel, part in zip(data, parts, strict=True):
+            channel[box] = part[box]
+            release(part)
+        release(data)
+    return data
 
 
 def _open_dicom(paths: list[Path], name: str) -> Scan:

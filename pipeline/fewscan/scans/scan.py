@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release, slabs
 from fewscan.errors import ScanError
 from fewscan.grid import Grid
 
@@ -32,17 +33,22 @@ class Scan:
     channels: tuple[str, ...] = ("image",)
     frames: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
-    reader: Callable[[Scan], NDArray[Any]] = field(kw_only=True, repr=False, compare=False)
+    reader: Callable[[Scan, Arrays], NDArray[Any]] = field(kw_only=True, repr=False, compare=False)
 
-    def read(self) -> NDArray[Any]:
+    def read(self, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
         """The intensities (channel, i, j, k) on the scan's grid, real values (rescaled as the file says).
 
-        Raises ScanError where the file cannot be read or holds values that are not finite.
+        `empty` makes the array; an uncompressed NIfTI is mapped instead. Raises ScanError where the file cannot be
+        read or holds values that are not finite.
         """
-        data = self.reader(self)
-        if data.dtype.kind == "f" and not np.isfinite(data).all():
+        data = self.reader(self, empty)
+        wrong = 0
+        if data.dtype.kind == "f":
+            for box in slabs(data.shape, data.strides):
+                wrong += int(data[box].size - np.isfinite(data[box]).sum())
+                release(data)
+        if wrong:
             where = self.files[0] if len(set(self.files)) == 1 else self.name
-            wrong = int(data.size - np.isfinite(data).sum())
             raise ScanError(f"{where}: {wrong} of {data.size} values are not finite (NaN or infinite); replace them")
         return data
 

@@ -1,0 +1,81 @@
+"""Where large arrays lie: in memory, or in raw temporary files that go with them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fewscan.errors import FewscanError
+
+IN_MEMORY = 2**29
+"""Bytes of the largest array that is held in memory where nobody says otherwise."""
+SLAB = 2**22
+"""Elements that are looked at once, of arrays that may not fit into memory."""
+
+
+class Arrays:
+    """Makes arrays to be filled: in memory, or larger ones in raw files that vanish with the array or the process.
+
+    Args:
+        folder: where the files lie, on a disk with room; None for all arrays in memory.
+        above: bytes from which an array becomes a file.
+    """
+
+    def __init__(self, folder: Path | None = None, above: int = IN_MEMORY) -> None:
+        self.folder, self.above = folder, above
+
+    def __call__(self, shape: Sequence[int], dtype: DTypeLike, order: str = "C") -> NDArray[Any]:
+        """An array of any content; `order` is "C" (the last axis is contiguous) or "F" (the first).
+
+        Raises FewscanError where the disk has no room for its file.
+        """
+        size = int(np.prod(tuple(shape), dtype=np.int64)) * np.dtype(dtype).itemsize
+        if self.holds(size) or self.folder is None:
+            return np.empty(tuple(shape), dtype, order="F" if order == "F" else "C")
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise FewscanError(
+                f"{self.folder}: a temporary file of {size / 1e9:.1f} GB is needed, {free / 1e9:.1f} GB are free; make "
+                "room, or choose an --output on another disk"
+            )
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here and not a crash later
+            return np.memmap(file, np.dtype(dtype), "w+", shape=tuple(shape), order="F" if order == "F" else "C")
+
+    def holds(self, size: int) -> bool:
+        """Whether an array of that many bytes is in memory."""
+        return self.folder is None or size <= self.above
+
+
+IN_MEMORY_ONLY = Arrays()
+
+
+def release(array: Any) -> None:
+    """Let the pages of an array in a file leave this process's memory; they come back from the file when asked for."""
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def slabs(shape: Sequence[int], strides: Sequence[int] | None = None) -> Iterator[tuple[slice, ...]]:
+    """Boxes that partition an array along the axis that lies farthest apart in memory, about `SLAB` elements each.
+
+    `strides` as NumPy gives them; without them the last axis of `shape` is cut.
+    """
+    if 0 in shape:
+        return
+    axis = len(shape) - 1 if strides is None else max(range(len(shape)), key=lambda a: (shape[a] > 1, abs(strides[a])))
+    planes = max(1, SLAB * shape[axis] // int(np.prod(tuple(shape), dtype=np.int64)))
+    for start in range(0, shape[axis], planes):
+        box = [slice(None)] * len(shape)
+        box[axis] = slice(start, min(start + planes, shape[axis]))
+        yield tuple(box)

@@ -1,0 +1,68 @@
+"""A scan as the network sees it, read in parts: normalised, and on the network's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewscan.arrays import release
+from fewscan.grid import Affine, Grid
+from fewscan.intensity import Normalisation
+from fewscan.network_grid import Way, resample_axis
+
+
+class PreparedVolume:
+    """(C, *spatial) float32 on the network's grid, bit for bit what normalising and `to_network_grid` give at once.
+
+    Only what is asked for is computed, and read from `array`.
+
+    Args:
+        array: the scan's intensities (C, i, j, k), in memory or in a file.
+        grid: of the scan.
+        rules: one for each channel.
+        spacing_mm, slice_axis: see `to_network_grid`.
+
+    Attributes:
+        shape: (C, *spatial).
+        affine: of the network's grid, 4 x 4, voxel -> mm RAS+.
+    """
+
+    def __init__(
+        self,
+        array: NDArray[Any],
+        grid: Grid,
+        rules: Sequence[Normalisation],
+        spacing_mm: Sequence[float] | None,
+        slice_axis: int | None,
+    ) -> None:
+        self._array, self._rules = array, rules
+        self._way = Way.to_network(grid, spacing_mm, slice_axis)
+        self.shape: tuple[int, ...] = (len(array), *self._way.target.shape)
+        self.affine: Affine = self._way.target.affine
+
+    def __getitem__(self, box: Any) -> Tensor:
+        """Part of it, by a tuple of slices; the first chooses channels, of the others each is from start to stop."""
+        chosen, way = range(len(self._array))[box[0]], self._way
+        places = [slice(*along.indices(n)) for along, n in zip(box[1:], self.shape[1:], strict=True)]
+        voxels, source = list(places), [slice(0)] * 3
+        for axis, taps in way.taps.items():
+            voxels[axis - 1] = taps.needs(places[axis - 1])
+        for along, axis, flipped in zip(voxels, way.axes, way.flips, strict=True):
+            n = self._array.shape[axis + 1]
+            source[axis] = slice(n - along.stop, n - along.start) if flipped else along
+        part = np.array(self._array[(slice(chosen.start, chosen.stop), *source)], dtype=np.float32)
+        release(self._array)
+        values = torch.from_numpy(part)
+        values = way.reorder(torch.stack([self._rules[c](own) for c, own in zip(chosen, values, strict=True)]))
+        for axis, taps in way.taps.items():
+            values = resample_axis(values, axis, taps.part(places[axis - 1], voxels[axis - 1]))
+        return values.contiguous()
+
+    def whole(self) -> Tensor:
+        """All of it."""
+        return self[(slice(None),) * len(self.shape)]
