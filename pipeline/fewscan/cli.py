@@ -249,6 +249,7 @@ def _validate(options: argparse.Namespace) -> int:
 
 def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
     from fewscan.masks import FORMATS
+    from fewscan.tiling import BACKENDS
 
     add = commands.add_parser("segment", help="masks for a folder of scans; skips what is done")
     add.add_argument("scans", type=Path, help="a file, or a folder at any depth")
@@ -263,6 +264,9 @@ def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
     add.add_argument("--ensemble", action="store_true", help="the models of `validate`'s folds decide together")
     add.add_argument("--max-memory", type=_gib, metavar="GIB", help="of the run; larger arrays lie in temporary files")
     add.add_argument("--max-gpu-memory", type=_gib, metavar="GIB", help="of a GPU, for tiles")
+    add.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="what runs the network (default: the fastest that agrees)"
+    )
     add.set_defaults(command=_segment)
 
 
@@ -281,6 +285,7 @@ def _segment(options: argparse.Namespace) -> int:
         ensemble=options.ensemble,
         max_memory=options.max_memory,
         max_gpu_memory=options.max_gpu_memory,
+        backend=options.backend,
     )
     for row in report.rows:
         if options.dry_run and row["status"] == "planned":

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from fewscan.networks.ensemble import Ensemble
 from fewscan.prepared import PreparedVolume
 from fewscan.scans import Scan
 from fewscan.scans.reader import image_paths
+from fewscan.tiling.backend import OpenVinoNetwork, choose_backend
 
 if TYPE_CHECKING:
     from fewscan.tiling.layout import Layout
@@ -50,13 +51,11 @@ class Predictor:
         device: for example "cpu" or "cuda:1"; None takes the bundle's own choice.
         members: files of weights of the bundle's network; then the mean of their softmaxes decides, and the bundle's
             own weights are not used.
-
-    Attributes:
-        notes: what was decided on the way, in words.
+        backend: of `fewscan.tiling.backend.BACKENDS`, what runs the network where labels are decided in parts.
     """
 
     def __init__(
-        self, bundle: Path, device: str | None = None, members: Sequence[Path] = (), tile_memory_gb: float | None = None
+        self, bundle: Path, device: str | None = None, members: Sequence[Path] = (), backend: str = "auto"
     ) -> None:
         from monai.transforms import Compose
 
@@ -72,7 +71,7 @@ class Predictor:
         self.postprocessing = Compose(deciding)
         self.decide = _deciding(deciding, self.inferer)
         self.reading = _reading(self.preprocessing.transforms)
-        self.notes: list[str] = []
+        self._notes: list[str] = []
         networks = [_loaded(file, copy.deepcopy(self.network), config) for file in weights]
         self.network = Ensemble(networks) if members else networks[0]
         self.spec: dict[str, Any] = {
@@ -86,6 +85,12 @@ class Predictor:
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
+        self.ask: Callable[[torch.Tensor], torch.Tensor] = self.network
+        if self.decide is not None:
+            self.spec["backend"] = choose_backend(backend, self.network, self.device)
+            if self.spec["backend"] == "openvino":
+                self.ask = OpenVinoNetwork(self.network)
+                self.spec["openvino"] = version("openvino")
         self.allow(None)
         if members:
             hashes = [sha256(file) for file in members]
@@ -93,6 +98,11 @@ class Predictor:
                 "model_sha256": hashlib.sha256("".join(hashes).encode()).hexdigest(),
                 "ensemble": hashes,
             }
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided on the way, in words."""
+        return self._notes + (self.ask.notes if isinstance(self.ask, OpenVinoNetwork) else [])
 
     def allow(self, tile_memory_gb: float | None) -> None:
         """Give tiles as many GiB on the device; None for what the bundle's inferer takes by itself."""
@@ -153,7 +163,7 @@ class Predictor:
             decision, answered = Decision(volume.shape[1:], affine, scan, empty), 0
             try:
                 with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                    for piece in self.inferer.pieces(volume, self.network, self.network, slack=not decision.aligned):
+                    for piece in self.inferer.pieces(volume, self.ask, self.network, slack=not decision.aligned):
                         decision.add(piece.logits, piece.box, piece.core)
                         answered = len(piece.logits)
                 return decide.values(decision, answered)
@@ -167,7 +177,7 @@ class Predictor:
         self.inferer.memory_gb = LESS * self.inferer.allowed(self.device) / 2**30
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.notes.append(
+        self._notes.append(
             f"the memory of {self.device} did not suffice: tiles take {self.inferer.memory_gb:.2f} GiB from here on"
         )
 

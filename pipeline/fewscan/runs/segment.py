@@ -43,6 +43,7 @@ def segment(
     ensemble: bool = False,
     max_memory: float | None = None,
     max_gpu_memory: float | None = None,
+    backend: str = "auto",
 ) -> Report:
     """Segment every scan of a folder (or one scan) with a trained bundle.
 
@@ -63,6 +64,8 @@ def segment(
             softmaxes, instead of the bundle's own.
         max_memory: GiB that the run may take; larger arrays lie in raw temporary files in `output/fewscan`.
         max_gpu_memory: GiB of a GPU's memory for tiles.
+        backend: what runs the network: "eager" (torch as it is), "openvino" (on a CPU), or "auto", OpenVINO where it
+            is installed and gives torch's answer.
 
     Raises:
         FewscanError: nothing could be begun: no scans, an untrained bundle, an impossible format, colliding names, not
@@ -94,7 +97,7 @@ def segment(
             for scan in found.scans
         ]
         return report
-    predictor = Predictor(bundle, device, members)
+    predictor = Predictor(bundle, device, members, backend)
     budget = share_out(max_memory, max_gpu_memory, predictor.device.type == "cuda")
     predictor.allow(budget.tile_memory_gb)
     _say_what_is_planned(budget, found.scans, predictor)

@@ -7,7 +7,10 @@ from fewscan.tiling.tiles import Tile, blend_tiles, exact_tiles, mirror
 if TYPE_CHECKING:
     from fewscan.tiling.inferer import OverlapTileInferer
 
-__all__ = ["OverlapTileInferer", "Tile", "blend_tiles", "exact_tiles", "mirror"]
+BACKENDS = ("auto", "eager", "openvino")
+"""What may run a network, see `fewscan.tiling.backend`."""
+
+__all__ = ["BACKENDS", "OverlapTileInferer", "Tile", "blend_tiles", "exact_tiles", "mirror"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fewscan.errors import BundleError, first_line
 from fewscan.networks.bare import bare
+from fewscan.tiling import BACKENDS
 
-BACKENDS = ("auto", "eager", "openvino")
 LOGITS = 2e-4
 """How far OpenVINO's logits may lie from torch's, of the largest |logit|."""
 LABELS = 1e-4
@@ -30,7 +30,7 @@ LARGE = 8
 def choose_backend(name: str, network: Any, device: torch.device | str) -> str:
     """What `name`, one of `BACKENDS`, comes to: "eager" or "openvino".
 
-    "auto" is OpenVINO where it is installed, on the CPU, for a network that it runs exactly, in float32 and in `eval()`.
+    "auto" is OpenVINO where it is installed, on the CPU, for a network in float32 and `eval()` that it runs exactly.
     Raises BundleError where "openvino" is asked for by name on another device, or is not installed.
     """
     if name not in BACKENDS:
