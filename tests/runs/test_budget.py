@@ -99,7 +99,7 @@ from fewscan.runs import budget
 from fewscan.runs.segment import segment
 budget.SHARE = 2**12
 home = Path(sys.argv[1])
-report = segment(home / "scans", home / "bundle", home / "masks", device="cpu", max_memory=1.04)
+report = segment(home / "scans", home / "bundle", home / "masks", device="cpu", max_memory=1.15, backend=sys.argv[2])
 print(json.dumps([report.rows[0]["status"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 """
 
@@ -119,4 +119,4 @@ def test_memory_is_flat_in_depth_and_within_what_is_allowed(tmp_path):
         assert status == "done", process.stdout
         peaks.append(peak / 1024)
     assert peaks[1] - peaks[0] < 12
-    assert peaks[1] < 1.04 * 1024
+    assert peaks[1] < 1.15 * 1024
