@@ -66,16 +66,20 @@ def release(array: Any) -> None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def slabs(shape: Sequence[int], strides: Sequence[int] | None = None) -> Iterator[tuple[slice, ...]]:
-    """Boxes that partition an array along the axis that lies farthest apart in memory, about `SLAB` elements each.
+def slabs(array: NDArray[Any], axis: int | None = None) -> Iterator[tuple[tuple[slice, ...], NDArray[Any]]]:
+    """Parts of about `SLAB` elements that partition an array: where each lies, and a view of it.
 
-    `strides` as NumPy gives them; without them the last axis of `shape` is cut.
+    Cut across `axis`, or across the one whose neighbours lie farthest apart in memory. Parts that were looked at are
+    released.
     """
-    if 0 in shape:
+    if array.size == 0:
         return
-    axis = len(shape) - 1 if strides is None else max(range(len(shape)), key=lambda a: (shape[a] > 1, abs(strides[a])))
-    planes = max(1, SLAB * shape[axis] // int(np.prod(tuple(shape), dtype=np.int64)))
-    for start in range(0, shape[axis], planes):
-        box = [slice(None)] * len(shape)
-        box[axis] = slice(start, min(start + planes, shape[axis]))
-        yield tuple(box)
+    if axis is None:
+        axis = max(range(array.ndim), key=lambda a: (array.shape[a] > 1, abs(array.strides[a])))
+    n = array.shape[axis]
+    planes = max(1, SLAB * n // array.size)
+    for start in range(0, n, planes):
+        box = [slice(None)] * array.ndim
+        box[axis] = slice(start, min(start + planes, n))
+        yield tuple(box), array[tuple(box)]
+        release(array)

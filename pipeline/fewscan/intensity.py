@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewscan.arrays import release, slabs
+from fewscan.arrays import slabs
 
 QUANTILES = (0.005, 0.995)
 """Between them a channel without a window is standardised."""
@@ -87,9 +87,8 @@ def percentiles(channel: NDArray[Any], quantiles: Sequence[float]) -> list[float
 
 def _slabs(channel: NDArray[Any]) -> Iterator[NDArray[np.float32]]:
     """Flat parts of an array, as float32."""
-    for box in slabs(channel.shape, channel.strides):
-        yield channel[box].astype(np.float32).ravel(order="K")
-        release(channel)
+    for _, part in slabs(channel):
+        yield part.astype(np.float32).ravel(order="K")
 
 
 def _sortable(values: NDArray[np.float32]) -> NDArray[np.uint32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,22 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.arrays import slabs
 from fewscan.errors import FormatError
 from fewscan.grid import LPS_FROM_RAS, Affine, Grid
 from fewscan.labels import LabelTable
+from fewscan.masks.slabs import equal, gzip_stream, in_file_order
+from fewscan.scans.nifti import read_into
 from fewscan.scans.scan import Scan
 
 _GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _ROWS = ("srow_x", "srow_y", "srow_z")
+_ITK_VOXELS = 1 << 26
+"""Of larger masks ITK reads the header alone, for it holds a volume whole."""
 
 
 def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, provenance: Mapping[str, str]) -> None:
-    """Write `values` (i, j, k) as .nii.gz; equal input gives equal bytes."""
+    """Write `values` (i, j, k) as .nii.gz, slab by slab; equal input gives equal bytes on one kind of processor."""
     source = _source_header(scan)
     affine = None if source is not None else scan.grid.affine
     kind = nibabel.Nifti2Image if max(scan.grid.shape) > 32767 else nibabel.Nifti1Image
@@ -39,17 +45,24 @@ def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, prove
         header["pixdim"][:4] = source["pixdim"][:4]
         header["xyzt_units"] = int(source["xyzt_units"]) & 0x07  # the space unit; a mask has no time
     header.set_slope_inter(1, 0)
-    with path.open("wb") as file, gzip.GzipFile("", "wb", 5, file, mtime=0) as stream:
-        image.to_stream(stream)
+    with path.open("wb") as file, gzip_stream(file) as stream:
+        header.write_to(stream)
+        for _, slab in slabs(values, axis=2):
+            stream.write(in_file_order(slab))
 
 
 def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> None:
-    """Read back with nibabel and, where the axes are orthogonal, with ITK as 3D Slicer does; FormatError if unequal."""
+    """Read back, slab by slab; FormatError where the file holds anything else.
+
+    The header is read by nibabel and the voxels are inflated by zlib, as most programs do. Where the axes are
+    orthogonal ITK reads the file too, as 3D Slicer does: its geometry, and up to 64 million voxels their values.
+    """
     image = nibabel.load(path)
+    proxy = image.dataobj
     source = _source_header(scan)
     expected = scan.grid.affine if source is None else source.get_best_affine()
-    found = np.asanyarray(image.dataobj)
-    if found.dtype != table.dtype or found.shape != values.shape or not np.array_equal(found, values):
+    stored_as_is = proxy.dtype == table.dtype and (proxy.slope, proxy.inter) == (1, 0)
+    if not (stored_as_is and proxy.shape == values.shape and _inflates_to(values, path, proxy.offset)):
         raise FormatError(f"{path.name}: nibabel reads other values than were written")
     difference = Grid(image.shape, image.affine).differs_from(Grid(values.shape, expected), tolerance=1e-3)
     if difference:
@@ -58,13 +71,32 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> No
         _check_with_itk(path, values, expected, placed=source is None or _is_placed(source))
 
 
+def _inflates_to(values: NDArray[Any], path: Path, offset: int) -> bool:
+    """Whether the file holds exactly these values from that byte on."""
+    try:
+        with gzip.open(path) as file:
+            file.seek(offset)
+            for _, slab in slabs(values, axis=2):
+                stored = np.empty(slab.shape[::-1], values.dtype)
+                read_into(stored, file)
+                if not np.array_equal(stored.T, slab):
+                    return False
+            return not file.read(1)  # and the check sum is right
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return False
+
+
 def _check_with_itk(path: Path, values: NDArray[Any], affine: Affine, placed: bool) -> None:
     import itk
 
-    reader = itk.ImageFileReader[itk.Image[itk.US, 3]].New(FileName=str(path))
-    reader.Update()
+    reader = itk.ImageFileReader[itk.Image[itk.UC if values.itemsize == 1 else itk.US, 3]].New(FileName=str(path))
+    reader.UpdateOutputInformation()
     image = reader.GetOutput()
-    if not np.array_equal(itk.array_view_from_image(image).T, values):
+    shape = tuple(image.GetLargestPossibleRegion().GetSize())
+    if shape == values.shape and values.size <= _ITK_VOXELS:
+        reader.Update()
+        shape = () if not equal(itk.array_view_from_image(image).T, values) else shape
+    if shape != values.shape:
         raise FormatError(f"{path.name}: ITK, and so 3D Slicer, reads other values than were written")
     seen = np.eye(4)
     seen[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())

@@ -131,13 +131,13 @@ def _window(image: NDArray[Any]) -> tuple[float, float]:
 def _fullest(values: NDArray[Any], normal: int) -> int:
     """The index of the slice with most label along that axis; the middle where there is none."""
     counts = np.zeros(values.shape[normal], dtype=np.int64)
-    for box in slabs(values.shape, values.strides):
-        counts[box[normal]] += np.count_nonzero(values[box], axis=tuple(axis for axis in range(3) if axis != normal))
+    for box, part in slabs(values):
+        counts[box[normal]] += np.count_nonzero(part, axis=tuple(axis for axis in range(3) if axis != normal))
     return int(counts.argmax()) if counts.any() else values.shape[normal] // 2
 
 
 def _values_in(values: NDArray[Any]) -> set[int]:
-    return {value for box in slabs(values.shape, values.strides) for value in np.unique(values[box]).tolist()}
+    return {value for _, part in slabs(values) for value in np.unique(part).tolist()}
 
 
 def _upright(plane: NDArray[Any], normal: int) -> NDArray[Any]:

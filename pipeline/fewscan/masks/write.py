@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewscan.arrays import slabs
 from fewscan.errors import FewscanError, FormatError
 from fewscan.labels import LabelTable, format_ctbl
 from fewscan.scans.scan import Scan
@@ -71,7 +72,8 @@ def write_mask(
 ) -> tuple[Path, ...]:
     """Write the mask of a scan and give the paths of the files, the mask first.
 
-    `values` (i, j, k) holds label values (`table.values`, whole numbers) on the scan's grid, in its own axis order.
+    `values` (i, j, k) holds label values (`table.values`, whole numbers) on the scan's grid, in its own axis order. Of
+    the type `table.dtype`, also as a memory map, it is not copied; NIfTI is written quickest from Fortran order.
     The mask is `stem` + `FORMATS[format]`; a NIfTI gets a 3D Slicer colour table `stem` + `.ctbl` beside it, which
     keeps names and colours. `provenance` (what made the mask: bundle, model_sha256, version, ...) goes into formats
     that have a place for it.
@@ -84,8 +86,8 @@ def write_mask(
             f"{scan.name}: the mask has the shape {values.shape}, the scan {scan.grid.shape}; "
             f"bring the mask back to the scan's grid first"
         )
-    table.to_classes(values, str(stem))
-    values = np.ascontiguousarray(values.astype(table.dtype))
+    _check_values(values, table, str(stem))
+    values = values.astype(table.dtype, copy=False)
     module = import_module(f"fewscan.masks.{_FILES[format]}")
     mask, colours = Path(f"{stem}{FORMATS[format]}"), Path(f"{stem}.ctbl")
     mask.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +111,16 @@ def write_mask(
         for path in reversed(written):  # the mask comes last: its name says that all is there
             path.replace(mask.parent / path.name)
     return tuple(mask.parent / path.name for path in written)
+
+
+def _check_values(values: NDArray[Any], table: LabelTable, where: str) -> None:
+    """Raise LabelError where a value is none of the table's."""
+    allowed = np.zeros(1 << 16, dtype=bool)
+    allowed[table.values] = True
+    for _, slab in slabs(values):
+        small = slab.dtype.kind == "u" and slab.itemsize <= 2
+        if not (small and (allowed[: int(slab.max()) + 1].all() or allowed[slab].all())):
+            table.to_classes(slab, where)
 
 
 def _to_disk(path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fewscan.arrays import Arrays, release, slabs
+from fewscan.arrays import Arrays, slabs
 from fewscan.errors import BundleError, FewscanError, first_line
 from fewscan.files import replace_when_complete
 from fewscan.labels import LabelTable
@@ -178,9 +178,8 @@ def _one(
 def _count(values: NDArray[np.integer], many: int) -> NDArray[np.int64]:
     """How many voxels hold each value from 0 on."""
     counts = np.zeros(many, dtype=np.int64)
-    for box in slabs(values.shape, values.strides):
-        counts += np.bincount(values[box].ravel(order="K"), minlength=many)
-        release(values)
+    for _, part in slabs(values):
+        counts += np.bincount(part.ravel(order="K"), minlength=many)
     return counts
 
 

@@ -166,6 +166,8 @@ def _numbers(plane: Plane, kind: str) -> str:
 
 
 def _differ(one: Plane, other: Plane) -> str | None:
+    if one.geometry == other.geometry:
+        return None
     if not np.allclose(one.orientation, other.orientation, atol=1e-4):
         return "orientation"
     if one.shape != other.shape:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.arrays import IN_MEMORY_ONLY, Arrays
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release
 from fewscan.errors import ScanError
-from fewscan.scans.dicom_planes import PIXEL_TAGS, first_value, frame_bytes, functional_groups, load_dataset
+from fewscan.scans.dicom_header import KEYWORDS, Header, open_dicom
+from fewscan.scans.dicom_planes import first_value, sources_of_frame
 from fewscan.scans.scan import Scan
 
 
@@ -22,31 +25,49 @@ def read_series(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[np.float3
     """
     columns, rows, depth = scan.grid.shape
     volume = empty((depth, rows, columns), np.float32)
-    padded: list[tuple[int, NDArray[np.bool_]]] = []
-    for path, places in _places(scan).items():
-        dataset = load_dataset(path, (*PIXEL_TAGS, "PixelData"), pixels=True)
-        frames = stored_frames(path, dataset, (rows, columns))
-        for k in places:
-            frame = scan.frames[k] if scan.frames else 0
-            stored = frames[max(frame, 1) - 1]
-            slope, intercept = _rescale(path, dataset, frame)
-            padding = _padding(dataset, stored)
-            if padding is not None and padding.any():
-                padded.append((k, padding))
-                stored = np.where(padding, stored[~padding].min() if not padding.all() else 0, stored)
-            np.multiply(_within_bits(path, dataset, stored), np.float32(slope), out=volume[k], casting="unsafe")
-            if intercept:
-                volume[k] += np.float32(intercept)
-    if padded:
-        _fill(volume, padded)
+    _fill(volume, scan)
     return volume.transpose(2, 1, 0)[None]
+
+
+def _fill(volume: NDArray[np.float32], scan: Scan) -> None:
+    """The real values of the scan's planes into `volume` (plane, row, column), one plane at a time."""
+    smallest = np.float32(np.inf)
+    padded, whole = [], []
+    for path, places in _places(scan).items():
+        numbers = [scan.frames[k] if scan.frames else 0 for k in places]
+        with open_dicom(path) as (file, header):
+            for k, number, stored in zip(places, numbers, _stored(path, file, header, numbers), strict=True):
+                if stored.shape != volume.shape[1:]:
+                    wrong = f"{stored.shape[1]} x {stored.shape[0]} pixels"
+                    raise ScanError(f"{path}: has {wrong}, which changed since it was found")
+                slope, intercept = _rescale(path, header, number)
+                padding = _padding(header, stored)
+                if padding is not None and padding.any():
+                    stored = np.where(padding, stored[~padding].min() if not padding.all() else 0, stored)
+                    padded.append(k)
+                else:
+                    padding = None
+                    whole.append(k)
+                np.multiply(_within_bits(path, header, stored), np.float32(slope), out=volume[k], casting="unsafe")
+                if intercept:
+                    volume[k] += np.float32(intercept)
+                if padding is not None:
+                    smallest = min(smallest, volume[k].min(where=~padding, initial=np.inf))
+                    volume[k][padding] = np.nan  # until the smallest of all is known
+        release(volume)
+    if padded:
+        smallest = min([smallest, *(volume[k].min() for k in whole)])
+        for k in padded:
+            np.copyto(volume[k], smallest if np.isfinite(smallest) else 0, where=np.isnan(volume[k]))
 
 
 def pixel_digest(path: Path) -> bytes:
     """A hash of the file's decoded pixels."""
-    dataset = load_dataset(path, (*PIXEL_TAGS, "PixelData"), pixels=True)
-    stored = stored_frames(path, dataset, (int(dataset.Rows), int(dataset.Columns)))
-    return hashlib.sha256(np.ascontiguousarray(stored).tobytes()).digest()
+    digest = hashlib.sha256()
+    with open_dicom(path) as (file, header):
+        for stored in _stored(path, file, header, range(1, header.frames + 1)):
+            digest.update(np.ascontiguousarray(stored).data)
+    return digest.digest()
 
 
 def _places(scan: Scan) -> dict[Path, list[int]]:
@@ -57,60 +78,59 @@ def _places(scan: Scan) -> dict[Path, list[int]]:
     return places
 
 
-def stored_frames(path: Path, dataset: Any, shape: tuple[int, int]) -> NDArray[Any]:
-    """The stored numbers (frame, rows, columns) of a file; uncompressed ones without a copy."""
-    if (int(dataset.Rows), int(dataset.Columns)) != shape:
-        raise ScanError(f"{path}: has {dataset.Columns} x {dataset.Rows} pixels, which changed since it was found")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    bits = int(dataset.BitsAllocated)
-    if syntax.is_compressed or bits not in (8, 16, 32):
-        return _decoded(path, dataset).reshape(-1, *shape)
-    count = int(dataset.get("NumberOfFrames") or 1)
-    raw = dataset.get("PixelData") or b""
-    if len(raw) < count * frame_bytes(dataset):
-        raise ScanError(f"{path}: is cut short: {len(raw)} bytes where its pixels need more; copy it again")
-    kind = "i" if int(dataset.get("PixelRepresentation") or 0) else "u"
-    order = "<" if syntax.is_little_endian else ">"
-    return np.frombuffer(raw, f"{order}{kind}{bits // 8}", count * shape[0] * shape[1]).reshape(count, *shape)
+def _stored(path: Path, file: BufferedReader, header: Header, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """The stored numbers (row, column) of frames, from 1, one at a time; uncompressed ones from where they lie."""
+    shape = int(header.get("Rows")), int(header.get("Columns"))
+    bits = int(header.get("BitsAllocated"))
+    if not header.is_plain or bits not in (8, 16, 32):
+        yield from _decoded(path, header, frames)
+        return
+    kind = "i" if int(header.get("PixelRepresentation") or 0) else "u"
+    order = "<" if header.syntax.is_little_endian else ">"
+    for number in frames:
+        stored = np.empty(shape, f"{order}{kind}{bits // 8}")
+        file.seek((header.pixels_at or 0) + (max(number, 1) - 1) * stored.nbytes)
+        if file.readinto(stored.view(np.uint8).data) != stored.nbytes:
+            raise ScanError(f"{path}: is cut short: its pixels need more bytes; copy it again")
+        yield stored
 
 
-def _decoded(path: Path, dataset: Any) -> NDArray[Any]:
+def _decoded(path: Path, header: Header, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
+    import pydicom
     from pydicom.pixels.utils import pixel_array
 
     try:
-        return pixel_array(dataset, raw=True)
+        dataset = pydicom.dcmread(path, specific_tags=[*KEYWORDS, "PixelData"])
+        for number in frames:
+            yield pixel_array(dataset, raw=True, index=max(number, 1) - 1)
     except Exception as problem:  # each plugin raises types of its own
         raise ScanError(
-            f"{path}: {dataset.file_meta.TransferSyntaxUID.name} pixels cannot be decoded ({type(problem).__name__}); "
+            f"{path}: {header.syntax.name} pixels cannot be decoded ({type(problem).__name__}); "
             f"the file may be damaged, or try: python -m pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
         ) from problem
 
 
-def _rescale(path: Path, dataset: Any, frame: int) -> tuple[float, float]:
-    sources = [dataset]
-    if frame:
-        per_frame = dataset.PerFrameFunctionalGroupsSequence[frame - 1]
-        shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
-        sources = [*functional_groups(per_frame), *functional_groups(shared[0]), dataset]
+def _rescale(path: Path, header: Header, frame: int) -> tuple[float, float]:
+    sources = sources_of_frame(header, frame) if frame else [header]
     slope, intercept = first_value(sources, "RescaleSlope"), first_value(sources, "RescaleIntercept")
     slope, intercept = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
-    if not np.isfinite([slope, intercept]).all() or slope == 0:
+    if not max(abs(slope), abs(intercept)) <= np.finfo(np.float32).max or slope == 0:  # nor NaN
         raise ScanError(f"{path}: slope {slope:g} and intercept {intercept:g} give no intensities")
     return slope, intercept
 
 
-def _padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+def _padding(header: Header, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
     """Where the pixels hold padding; None where the header names none.
 
     Many writers give the value with the other sign than the pixels (63536 for -2000), so the bits are compared.
     """
-    value = dataset.get("PixelPaddingValue")
+    value = header.get("PixelPaddingValue")
     if value is None or not isinstance(value, int):
         return None
-    limit = dataset.get("PixelPaddingRangeLimit")
+    limit = header.get("PixelPaddingRangeLimit")
     low, high = sorted((value, limit if isinstance(limit, int) else value))
     bits = stored.dtype.itemsize * 8
-    used = int(dataset.get("BitsStored") or bits)
+    used = int(header.get("BitsStored") or bits)
     mask = (1 << max(bits, 16)) - 1  # the tag has 16 bits, whatever the pixels have
     width = (high - low) & mask
     numbers = stored.astype(np.int64)
@@ -129,12 +149,14 @@ def _extended(number: Any, used: int) -> Any:
     return ((number & (2 * sign - 1)) ^ sign) - sign
 
 
-def _within_bits(path: Path, dataset: Any, stored: NDArray[Any]) -> NDArray[Any]:
+def _within_bits(path: Path, header: Header, stored: NDArray[Any]) -> NDArray[Any]:
     """The numbers in the bits that hold them: sign extended where signed; refused where unsigned ones exceed them."""
     bits = stored.dtype.itemsize * 8
-    used = int(dataset.get("BitsStored") or bits)
-    if int(dataset.get("HighBit") or used - 1) != used - 1:
-        raise ScanError(f"{path}: its high bit is {dataset.HighBit} with {used} bits stored; save it in standard form")
+    used = int(header.get("BitsStored") or bits)
+    if int(header.get("HighBit") or used - 1) != used - 1:
+        raise ScanError(
+            f"{path}: its high bit is {header.get('HighBit')} with {used} bits stored; save it in standard form"
+        )
     if used >= bits:
         return stored
     if stored.dtype.kind == "i":
@@ -146,14 +168,3 @@ def _within_bits(path: Path, dataset: Any, stored: NDArray[Any]) -> NDArray[Any]
             f"(an overlay in the high bits?)"
         )
     return stored
-
-
-def _fill(volume: NDArray[np.float32], padded: list[tuple[int, NDArray[np.bool_]]]) -> None:
-    """Give padding pixels the smallest value of the others."""
-    smallest = np.float32(np.inf)
-    masks = dict(padded)
-    for k in range(len(volume)):
-        rest = volume[k][~masks[k]] if k in masks else volume[k]
-        smallest = min(smallest, rest.min(initial=np.inf))
-    for k, mask in padded:
-        volume[k][mask] = smallest if np.isfinite(smallest) else 0

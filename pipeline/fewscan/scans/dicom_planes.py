@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.errors import GeometryError, ScanError
+from fewscan.scans.dicom_header import FILE_PROBLEMS, Header, open_dicom
 
 SPLIT_BY = (
     "AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "StackID",
@@ -19,22 +21,9 @@ SPLIT_BY = (
 )  # fmt: skip
 """What may tell volumes at the same positions apart, in this order."""
 
-PIXEL_TAGS = (
-    "SOPClassUID", "SOPInstanceUID", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PlanarConfiguration",
-    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
-    "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-)  # fmt: skip
-_HEADER_TAGS = (
-    *PIXEL_TAGS, "Modality", "SeriesInstanceUID", "SeriesNumber", "ImageType", "FrameOfReferenceUID",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices",
-    "AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "DiffusionBValue", "InversionTime", "TriggerTime",
-    "AcquisitionTime", "ContentTime",
-)  # fmt: skip
 _NO_IMAGE = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.481", "1.2.840.10008.5.1.4.1.1.30",
              "1.2.840.10008.5.1.4.1.1.88", "1.2.840.10008.5.1.4.1.1.11", "1.2.840.10008.5.1.4.1.1.104",
              "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.68", "1.2.840.10008.5.1.4.1.1.9")  # fmt: skip
-_FILE_PROBLEMS = (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -57,12 +46,17 @@ class Plane:
     notes: tuple[str, ...]
     split: dict[str, str] = field(repr=False)
 
-    @property
+    @cached_property
+    def geometry(self) -> tuple[object, ...]:
+        """Equal where orientation, matrix, spacing and frame of reference are equal to the last bit."""
+        return self.orientation.tobytes(), self.shape, self.spacing, self.frame_of_reference
+
+    @cached_property
     def normal(self) -> NDArray[np.float64]:
         """Unit vector across the plane, LPS."""
         return np.cross(self.orientation[:3], self.orientation[3:])
 
-    @property
+    @cached_property
     def along(self) -> float:
         """Position along the normal, in mm."""
         return float(self.position @ self.normal)
@@ -81,67 +75,30 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def load_dataset(path: Path, tags: tuple[str, ...], pixels: bool = False) -> Any:
-    """The header values named by `tags`; with `pixels` the file is read whole. Raises ScanError where it is broken."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    try:
-        with path.open("rb") as file:
-            dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=list(tags))
-            if not pixels:
-                _check_length(path, file, dataset)
-            return dataset
-    except ScanError:
-        raise
-    except InvalidDicomError as problem:
-        raise ScanError(f"{path}: is no DICOM file (DICM is missing at byte 128)") from problem
-    except _FILE_PROBLEMS as problem:
-        raise ScanError(f"{path}: the DICOM file is cut short or damaged ({type(problem).__name__})") from problem
-
-
-def _check_length(path: Path, file: Any, dataset: Any) -> None:
-    """Refuse a file whose uncompressed pixels end before they should; the file stands before its pixels."""
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None or syntax.is_compressed or syntax.is_deflated or "Rows" not in dataset:
-        return
-    needed = frame_bytes(dataset) * int(dataset.get("NumberOfFrames") or 1)
-    rest = path.stat().st_size - file.tell()
-    if rest < needed:
-        raise ScanError(f"{path}: is cut short: {max(0, rest)} bytes where its pixels need {needed}; copy it again")
-
-
-def frame_bytes(dataset: Any) -> int:
-    """Bytes of one uncompressed frame."""
-    bits = int(dataset.get("BitsAllocated") or 8) * int(dataset.get("SamplesPerPixel") or 1)
-    return int(dataset.Rows) * int(dataset.Columns) * bits // 8
-
-
 def read_planes(path: Path) -> list[Plane]:
     """The planes of one file. Raises NotAnImage or ScanError with the reason."""
-    dataset = load_dataset(path, _HEADER_TAGS)
-    _check_image(path, dataset)
+    with open_dicom(path) as (_, header):
+        _check_image(path, header)
     try:
-        if "PerFrameFunctionalGroupsSequence" in dataset:
-            return [_plane_of_frame(path, dataset, number) for number in range(1, int(dataset.NumberOfFrames) + 1)]
-        if int(dataset.get("NumberOfFrames") or 1) > 1:
-            raise ScanError(f"{path}: holds {dataset.NumberOfFrames} frames without a position each")
-        return [_plane(path, dataset, [dataset], 0)]
+        if "PerFrameFunctionalGroupsSequence" in header:
+            return [_plane_of_frame(path, header, number) for number in range(1, int(header.get("NumberOfFrames")) + 1)]
+        if header.frames > 1:
+            raise ScanError(f"{path}: holds {header.frames} frames without a position each")
+        return [_plane(path, header, [header], 0)]
     except ScanError:
         raise
-    except _FILE_PROBLEMS as problem:
+    except FILE_PROBLEMS as problem:
         raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
 
 
-def _check_image(path: Path, dataset: Any) -> None:
+def _check_image(path: Path, header: Header) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
-    sop_class = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""
-    no_image = any(sop_class == prefix or sop_class.startswith(prefix + ".") for prefix in _NO_IMAGE)
-    if no_image or "Rows" not in dataset or "Columns" not in dataset:
-        kind = getattr(sop_class, "name", "") or "an unnamed object"
+    no_image = any(header.sop_class == prefix or header.sop_class.startswith(prefix + ".") for prefix in _NO_IMAGE)
+    if no_image or "Rows" not in header or "Columns" not in header:
+        kind = getattr(header.sop_class, "name", "") or "an unnamed object"
         raise NotAnImage(f"DICOM, but not an image: {kind}")
-    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    syntax = header.syntax
     if syntax is None:
         raise ScanError(f"{path}: the header names no transfer syntax")
     if syntax.is_compressed:
@@ -151,11 +108,12 @@ def _check_image(path: Path, dataset: Any) -> None:
             raise ScanError(f"{path}: {syntax.name} pixels cannot be decoded; save them uncompressed") from problem
         if not available:
             raise ScanError(_no_plugin(path, syntax.name))
-    if int(dataset.get("SamplesPerPixel") or 1) != 1 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
-        raise ScanError(f"{path}: is a colour image ({dataset.get('PhotometricInterpretation')}), not a scan")
-    if "MOSAIC" in (dataset.get("ImageType") or ()):
+    colour = header.get("PhotometricInterpretation")
+    if int(header.get("SamplesPerPixel") or 1) != 1 or colour == "PALETTE COLOR":
+        raise ScanError(f"{path}: is a colour image ({colour}), not a scan")
+    if "MOSAIC" in (header.get("ImageType") or ()):
         raise ScanError(f"{path}: a mosaic of slices, whose header gives no position of each; convert it (dcm2niix)")
-    if "ModalityLUTSequence" in dataset:
+    if "ModalityLUTSequence" in header:
         raise ScanError(f"{path}: has a modality look-up table instead of slope and intercept, which is not read")
 
 
@@ -166,14 +124,18 @@ def _no_plugin(path: Path, syntax: str) -> str:
     )
 
 
-def _plane_of_frame(path: Path, dataset: Any, number: int) -> Plane:
-    per_frame = dataset.PerFrameFunctionalGroupsSequence[number - 1]
-    shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
-    sources = [*functional_groups(per_frame), *functional_groups(shared[0]), dataset]
-    return _plane(path, dataset, sources, number)
+def _plane_of_frame(path: Path, header: Header, number: int) -> Plane:
+    return _plane(path, header, sources_of_frame(header, number), number)
 
 
-def functional_groups(groups: Any) -> Iterator[Any]:
+def sources_of_frame(header: Header, number: int) -> list[Any]:
+    """What tells of a frame (from 1), the nearest first: its own functional groups, those of all, the header."""
+    per_frame = header.get("PerFrameFunctionalGroupsSequence")[number - 1]
+    shared = header.get("SharedFunctionalGroupsSequence") or [None]
+    return [*_functional_groups(per_frame), *_functional_groups(shared[0]), header]
+
+
+def _functional_groups(groups: Any) -> Iterator[Any]:
     """The first item of each functional group that tells of a plane."""
     for keyword in (
         "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "FrameContentSequence",
@@ -187,10 +149,14 @@ def functional_groups(groups: Any) -> Iterator[Any]:
 
 def first_value(sources: Sequence[Any], keyword: str) -> Any:
     """The value of the first dataset that has one; None where none has."""
-    return next((source.get(keyword) for source in sources if source.get(keyword) not in (None, "")), None)
+    for source in sources:
+        value = source.get(keyword)
+        if value is not None and value != "":
+            return value
+    return None
 
 
-def _plane(path: Path, dataset: Any, sources: Sequence[Any], frame: int) -> Plane:
+def _plane(path: Path, header: Header, sources: Sequence[Any], frame: int) -> Plane:
     position = _numbers(sources, "ImagePositionPatient", 3)
     orientation = _numbers(sources, "ImageOrientationPatient", 6)
     spacing = _numbers(sources, "PixelSpacing", 2)
@@ -204,22 +170,22 @@ def _plane(path: Path, dataset: Any, sources: Sequence[Any], frame: int) -> Plan
     if np.abs(lengths - 1).max() > 1e-3 or abs(corner) > 1e-3 or spacing.min() <= 0:
         raise GeometryError(f"{path}: rows and columns are no right angle of unit vectors, or a pixel has no size")
     notes = []
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
         notes.append("MONOCHROME1 (shown inverted): values are taken as stored")
-    if "PixelPaddingValue" in dataset:
+    if "PixelPaddingValue" in header:
         notes.append("pixels of PixelPaddingValue, where there are any, take the smallest of the other values")
-    number = dataset.get("SeriesNumber")
+    number = header.get("SeriesNumber")
     split = {}
     for keyword in (*SPLIT_BY, "FrameAcquisitionNumber"):
         value = first_value(sources, keyword)
         if value is not None:
             split["AcquisitionNumber" if keyword == "FrameAcquisitionNumber" else keyword] = str(value)
     return Plane(
-        path, frame, str(dataset.get("SeriesInstanceUID") or path.parent), None if number is None else int(number),
-        str(dataset.get("SOPInstanceUID") or ""), (int(dataset.Columns), int(dataset.Rows)), position, orientation,
-        (float(spacing[0]), float(spacing[1])), str(dataset.get("FrameOfReferenceUID") or "") or None,
+        path, frame, str(header.get("SeriesInstanceUID") or path.parent), None if number is None else int(number),
+        str(header.get("SOPInstanceUID") or ""), (int(header.get("Columns")), int(header.get("Rows"))), position,
+        orientation, (float(spacing[0]), float(spacing[1])), str(header.get("FrameOfReferenceUID") or "") or None,
         _number(first_value(sources, "SliceThickness")), _number(first_value(sources, "SpacingBetweenSlices")),
-        "LOCALIZER" in (dataset.get("ImageType") or ()), tuple(notes), split,
+        "LOCALIZER" in (header.get("ImageType") or ()), tuple(notes), split,
     )  # fmt: skip
 
 

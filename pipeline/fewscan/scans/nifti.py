@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
-from fewscan.arrays import IN_MEMORY_ONLY, Arrays
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import Affine, Grid
 from fewscan.scans.scan import Scan
+
+_PIECE = 1 << 22
+"""Voxels that are inflated and scaled at a time."""
+_DAMAGE: tuple[Any, ...] = (OSError, EOFError, ValueError, zlib.error, isal_zlib.error)
 
 
 def open_nifti(path: Path, name: str, channels: Sequence[str] = ("image",)) -> Scan:
@@ -35,27 +40,74 @@ def open_nifti(path: Path, name: str, channels: Sequence[str] = ("image",)) -> S
         raise ScanError(_wrong_count(path, volumes, len(channels), header.get_xyzt_units()[1]))
     if 0 in shape:
         raise ScanError(f"{path}: the header says {_times(shape)} voxels")
-    _check_complete(path, header)
+    _check_complete(path, image.dataobj)
     affine, notes = _affine(path, header, image.affine)
     grid = Grid(_spatial(shape), affine)
     return Scan(name, "nifti", (path,), grid, tuple(channels), notes=notes, reader=read_nifti)
 
 
 def read_nifti(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
-    """The voxels (channel, i, j, k) of a scan that `open_nifti` gave; integers where the file has no scaling."""
+    """The voxels (channel, i, j, k) of a scan that `open_nifti` gave; integers where the file has no scaling.
+
+    They lie in the file's own order. What needs neither inflating nor scaling nor another byte order is mapped from the
+    file. Raises ScanError where the file is cut short or damaged: the whole of it is checked.
+    """
     path = scan.files[0]
-    image = _load(path)
-    proxy = image.dataobj
+    proxy = _load(path).dataobj
+    scaled, shape = _is_scaled(proxy), (*scan.grid.shape, len(scan.channels))
     try:
-        scaled = (proxy.slope, proxy.inter) != (1, 0)
-        data: NDArray[Any] = (
-            image.get_fdata(dtype=np.float32, caching="unchanged") if scaled else np.asanyarray(proxy.get_unscaled())
-        )
-    except (OSError, EOFError, ValueError, zlib.error) as problem:
-        raise ScanError(f"{path}: is cut short or damaged ({_first_line(problem)}); copy it again") from problem
-    data = data.astype(data.dtype.newbyteorder("="), copy=False)
-    data = data.reshape((*scan.grid.shape, len(scan.channels)), order="F")
+        if not (scaled or _is_gzip(path)) and proxy.dtype.isnative:
+            data: NDArray[Any] = np.asanyarray(proxy.get_unscaled()).reshape(shape, order="F")
+        else:
+            data = empty(shape, np.float32 if scaled else proxy.dtype.newbyteorder("="), "F")
+            _fill(data, path, proxy)
+    except _DAMAGE as problem:
+        raise ScanError(_damaged(path, problem)) from problem
     return np.moveaxis(data, -1, 0)
+
+
+def _fill(data: NDArray[Any], path: Path, proxy: Any) -> None:
+    """The voxels of a file into `data`, an array in Fortran order, piece by piece, and the rest of the file checked.
+
+    Real values in float32 are slope x stored + intercept in double precision, as nibabel computes them.
+    """
+    from nibabel.volumeutils import apply_read_scaling
+
+    flat = data.T.reshape(-1)
+    with igzip.open(path) if _is_gzip(path) else path.open("rb") as file:
+        file.seek(proxy.offset)
+        for first in range(0, flat.size, _PIECE):
+            piece = flat[first : first + _PIECE]
+            if _is_scaled(proxy):
+                stored = np.empty(piece.shape, proxy.dtype)
+                read_into(stored, file)
+                with np.errstate(over="ignore"):  # Scan.read refuses what is not finite
+                    piece[:] = apply_read_scaling(stored, np.float64(proxy.slope), np.float64(proxy.inter))
+            else:
+                read_into(piece, file)
+                if not proxy.dtype.isnative:
+                    piece.byteswap(inplace=True)
+            release(data)
+        while _is_gzip(path) and file.read(1 << 20):
+            pass  # the check sum stands behind the last byte
+
+
+def read_into(array: NDArray[Any], file: BufferedIOBase) -> None:
+    """Fill a C-contiguous array with the next bytes of a file. Raises EOFError where there are too few."""
+    rest = array.reshape(-1).view(np.uint8).data
+    while rest:
+        count = file.readinto(rest)
+        if not count:
+            raise EOFError(f"{len(rest)} bytes are missing")
+        rest = rest[count:]
+
+
+def _is_scaled(proxy: Any) -> bool:
+    return (proxy.slope, proxy.inter) != (1, 0)
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
 
 
 def _load(path: Path) -> Any:
@@ -151,15 +203,14 @@ def _difference(sform: Grid, qform: Affine) -> str | None:
     return sform.differs_from(Grid(sform.shape, qform))
 
 
-def _check_complete(path: Path, header: Any) -> None:
+def _check_complete(path: Path, proxy: Any) -> None:
     """Refuse a file that ends before its voxels do.
 
     A gzip file says its inflated size in its last four bytes; only where that disagrees is it inflated to make sure.
     """
-    shape = header.get_data_shape()
-    needed = int(header["vox_offset"]) + int(np.prod(shape, dtype=np.int64)) * header.get_data_dtype().itemsize
+    needed = proxy.offset + int(np.prod(proxy.shape, dtype=np.int64)) * proxy.dtype.itemsize
     size = path.stat().st_size
-    if path.name.lower().endswith(".gz"):
+    if _is_gzip(path):
         with path.open("rb") as file:
             file.seek(max(0, size - 4))
             stated = int.from_bytes(file.read(4), "little")
@@ -173,12 +224,16 @@ def _check_complete(path: Path, header: Any) -> None:
 def _inflated_size(path: Path) -> int:
     size = 0
     try:
-        with gzip.open(path) as file:
+        with igzip.open(path) as file:
             while chunk := file.read(1 << 22):
                 size += len(chunk)
-    except (OSError, EOFError, zlib.error):
-        return size
+    except _DAMAGE as problem:
+        raise ScanError(_damaged(path, problem)) from problem
     return size
+
+
+def _damaged(path: Path, problem: BaseException) -> str:
+    return f"{path}: is cut short or damaged ({_first_line(problem)}); copy it again"
 
 
 def _first_line(problem: BaseException) -> str:

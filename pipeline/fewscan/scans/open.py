@@ -117,11 +117,10 @@ def read_channels(scan: Scan, empty: Arrays) -> NDArray[Any]:
     parts = [open_file(path, scan.name, (channel,)).read(empty)[0] for path, channel in named]
     dtype = np.result_type(*(part.dtype for part in parts))
     data = empty((len(parts), *scan.grid.shape[::-1]), dtype).transpose(0, 3, 2, 1)
-    for box in slabs(scan.grid.shape):
-        for channel, part in zip(data, parts, strict=True):
-            channel[box] = part[box]
-            release(part)
-        release(data)
+    for channel, part in zip(data, parts, strict=True):
+        for box, values in slabs(part, axis=2):
+            channel[box] = values
+            release(data)
     return data
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release, slabs
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays, slabs
 from fewscan.errors import ScanError
 from fewscan.grid import Grid
 
@@ -44,9 +44,7 @@ class Scan:
         data = self.reader(self, empty)
         wrong = 0
         if data.dtype.kind == "f":
-            for box in slabs(data.shape, data.strides):
-                wrong += int(data[box].size - np.isfinite(data[box]).sum())
-                release(data)
+            wrong = sum(int(part.size - np.isfinite(part).sum()) for _, part in slabs(data))
         if wrong:
             where = self.files[0] if len(set(self.files)) == 1 else self.name
             raise ScanError(f"{where}: {wrong} of {data.size} values are not finite (NaN or infinite); replace them")

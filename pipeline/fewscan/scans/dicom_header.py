@@ -1,0 +1,199 @@
+"""What a DICOM file says before its pixels, and where those begin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from io import BufferedReader, BytesIO
+from pathlib import Path
+from typing import Any
+
+from fewscan.errors import ScanError
+
+KEYWORDS = (
+    "SOPClassUID", "SOPInstanceUID", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PlanarConfiguration",
+    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "Modality",
+    "SeriesInstanceUID", "SeriesNumber", "ImageType", "FrameOfReferenceUID", "ImagePositionPatient",
+    "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "AcquisitionNumber",
+    "TemporalPositionIdentifier", "EchoTime", "DiffusionBValue", "InversionTime", "TriggerTime", "AcquisitionTime",
+    "ContentTime",
+)  # fmt: skip
+"""All that is read of a header."""
+_META = ("TransferSyntaxUID", "MediaStorageSOPClassUID")
+"""Of the file meta information, before the header proper."""
+_SEQUENCES = ("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_SIGN_FROM_ELSEWHERE = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+"""Where the file gives no VR, PixelRepresentation says whether these are signed."""
+_ENOUGH = 1 << 16
+"""Bytes that hold the headers of most files."""
+_PIXEL_DATA, _PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009, 0x7FE00010)
+FILE_PROBLEMS = (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, IndexError)
+"""What broken files make pydicom raise."""
+
+
+class Header:
+    """What a DICOM file says before its pixels.
+
+    `syntax` is its transfer syntax (a pydicom UID; None where the file names none), `sop_class` the kind of object,
+    `pixels_at` the byte where uncompressed pixels begin (None: there are none, or the file is deflated).
+    """
+
+    def __init__(self, values: Any, syntax: Any, media_class: Any, pixels_at: int | None) -> None:
+        self._values, self.syntax, self.pixels_at = values, syntax, pixels_at
+        self.sop_class = values.get("SOPClassUID") or media_class or ""
+
+    def get(self, keyword: str) -> Any:
+        """The value as pydicom converts it; None where the header has none."""
+        return self._values.get(keyword)
+
+    def __contains__(self, keyword: str) -> bool:
+        return keyword in self._values
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the pixels lie in the file as they are."""
+        return self.syntax is not None and not self.syntax.is_compressed and not self.syntax.is_deflated
+
+    @property
+    def frames(self) -> int:
+        """How many frames the file holds."""
+        return int(self.get("NumberOfFrames") or 1)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one uncompressed frame."""
+        bits = int(self.get("BitsAllocated") or 8) * int(self.get("SamplesPerPixel") or 1)
+        return int(self.get("Rows")) * int(self.get("Columns")) * bits // 8
+
+
+@contextmanager
+def open_dicom(path: Path) -> Iterator[tuple[BufferedReader, Header]]:
+    """A DICOM file and its header. Raises ScanError where the file is broken or its pixels end too soon."""
+    try:
+        file = path.open("rb")
+    except OSError as problem:
+        raise ScanError(f"{path}: cannot be read ({type(problem).__name__})") from problem
+    with file:
+        yield file, _header(path, file)
+
+
+def _header(path: Path, file: BufferedReader) -> Header:
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        header = _simple_header(file) or _any_header(file)
+        _check_length(path, file, header)
+        return header
+    except ScanError:
+        raise
+    except InvalidDicomError as problem:
+        raise ScanError(f"{path}: is no DICOM file (DICM is missing at byte 128)") from problem
+    except FILE_PROBLEMS as problem:
+        raise ScanError(f"{path}: the DICOM file is cut short or damaged ({type(problem).__name__})") from problem
+
+
+def _check_length(path: Path, file: BufferedReader, header: Header) -> None:
+    """Refuse a file whose uncompressed pixels end before they should."""
+    if not header.is_plain or "Rows" not in header:
+        return
+    needed = header.frame_bytes * header.frames
+    rest = 0 if header.pixels_at is None else os.fstat(file.fileno()).st_size - header.pixels_at
+    if rest < needed:
+        raise ScanError(f"{path}: is cut short: {max(0, rest)} bytes where its pixels need {needed}; copy it again")
+
+
+def _any_header(file: BufferedReader) -> Header:
+    """By pydicom's own way of reading."""
+    import pydicom
+
+    file.seek(0)
+    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(KEYWORDS))
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    at, start = None, b"" if syntax is None or syntax.is_deflated else file.read(8)
+    if start[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):  # the tag, little or big endian
+        at = file.tell() + (4 if start[4:6] in (b"OB", b"OW") else 0)  # these have a longer length
+    return Header(dataset, syntax, dataset.file_meta.get("MediaStorageSOPClassUID"), at)
+
+
+def _simple_header(file: BufferedReader) -> Header | None:
+    """The same for a file in which nothing asks for more than its own bytes; None for all others.
+
+    No sequence of interest, nothing at odds with the transfer syntax, no long or broken header. Elements are found by
+    pydicom, and their values converted by it, but each value once for all files of a series.
+    """
+    from pydicom.filereader import data_element_generator
+
+    start = BytesIO(file.read(_ENOUGH))
+    pixels: list[tuple[int, int]] = []  # tag, first byte
+
+    def at_pixels(tag: Any, vr: Any, length: int) -> bool:
+        if tag >> 16 == 0x7FE0 and tag in _PIXELS:
+            pixels.append((tag, start.tell()))
+        return bool(pixels)
+
+    try:
+        start.seek(128)
+        if start.read(4) != b"DICM":
+            return None
+        meta = {int(e.tag): e for e in data_element_generator(start, False, True, lambda tag, *_: tag >> 16 != 2)}
+        syntax = _Values(meta).get("TransferSyntaxUID")
+        implicit = _is_implicit(syntax)
+        first = start.read(8)
+        start.seek(-8, os.SEEK_CUR)
+        if implicit is None or implicit == first[4:6].isalpha() or first[:2] < b"\x08\x00":
+            return None
+        wanted = list(_tags().values())
+        found = data_element_generator(start, implicit, True, at_pixels, specific_tags=wanted)
+        elements = {int(element.tag): element for element in found}
+    except Exception:  # what is wrong with the file, pydicom's own way says
+        return None
+    if not pixels or pixels[0][0] != _PIXEL_DATA or any(_tags()[keyword] in elements for keyword in _SEQUENCES):
+        return None
+    padding = [elements.get(_tags()[keyword]) for keyword in _SIGN_FROM_ELSEWHERE]
+    if any(element is not None and element.VR not in ("US", "SS") for element in padding):
+        return None
+    return Header(_Values(elements), syntax, _Values(meta).get("MediaStorageSOPClassUID"), pixels[0][1])
+
+
+class _Values:
+    """Raw elements by their tags; values by keyword."""
+
+    def __init__(self, elements: dict[int, Any]) -> None:
+        self._elements = elements
+
+    def get(self, keyword: str) -> Any:
+        element = self._elements.get(_tags().get(keyword, 0))
+        return None if element is None else _value(int(element.tag), element.VR, element.value, element.is_implicit_VR)
+
+    def __contains__(self, keyword: str) -> bool:
+        return _tags().get(keyword, 0) in self._elements
+
+
+@lru_cache(maxsize=4096)
+def _value(tag: int, vr: str | None, stored: bytes | None, implicit: bool) -> Any:
+    """The value of stored bytes, little endian."""
+    from pydicom.dataelem import RawDataElement, convert_raw_data_element
+    from pydicom.tag import BaseTag
+
+    return convert_raw_data_element(
+        RawDataElement(BaseTag(tag), vr, len(stored or b""), stored, 0, implicit, True)
+    ).value
+
+
+@cache
+def _tags() -> dict[str, int]:
+    from pydicom.datadict import tag_for_keyword
+
+    return {keyword: tag_for_keyword(keyword) or 0 for keyword in (*KEYWORDS, *_META)}
+
+
+@cache
+def _is_implicit(syntax: Any) -> bool | None:
+    """Whether VRs are left out; None for a transfer syntax that is read by pydicom alone."""
+    if syntax is None or syntax.is_private or not syntax.is_transfer_syntax or syntax.is_deflated:
+        return None
+    return bool(syntax.is_implicit_VR) if syntax.is_little_endian else None
