@@ -17,7 +17,7 @@ from fewscan.errors import FewscanError
 
 IN_MEMORY = 2**29
 """Bytes of the largest array that is held in memory where nobody says otherwise."""
-SLAB = 2**22
+SLAB = 2**20
 """Elements that are looked at once, of arrays that may not fit into memory."""
 
 

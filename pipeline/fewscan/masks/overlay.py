@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _window(image: NDArray[Any]) -> tuple[float, float]:
     """The 1st and 99th percentile of a sample of the image, a little apart; 0 to 255 for bytes in colour."""
     if image.shape[0] == 3 and image.min() >= 0 and 1 < image.max() <= 255:
         return 0.0, 255.0
-    stride = max(1, round((image.size / 2e6) ** (1 / 3)))
+    stride = math.ceil((image.size / 2e6) ** (1 / 3))
     low, high = np.percentile(image[:, ::stride, ::stride, ::stride], (1, 99))
     if high <= low:
         low, high = float(image.min()), float(image.max())
