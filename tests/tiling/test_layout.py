@@ -47,6 +47,8 @@ def test_a_forward_pass_is_counted_as_it_goes():
     assert footprint(network, 1, 3) == Footprint(36.0, 2)
     inplace = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv3d(4, 2, 1))
     assert footprint(inplace, 1, 3) == Footprint(28.0, 2)
+    overlapping = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ConvTranspose3d(4, 2, 3, padding=1))
+    assert footprint(overlapping, 1, 3) == Footprint(28.0 + 4 * 2 * 27, 2)  # 27 contributions to each of two channels
     assert footprint(lambda x: x, 1, 3) is None
 
 

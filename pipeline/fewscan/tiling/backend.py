@@ -78,7 +78,7 @@ class OpenVinoNetwork:
         module = bare(network)
         self._stride = int(module.stride) if getattr(module, "is_local", False) else None
         self._halo = int(module.halo) if self._stride else 0
-        self._valid = getattr(module, "padding", "same") == "valid"
+        self._valid = self._stride is not None and getattr(module, "padding", "same") == "valid"
         self._least = 2 * self._halo + int(module.surplus) if self._valid else 2 * (self._stride or 0)
 
     def __call__(self, tiles: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class OpenVinoNetwork:
         shown = " x ".join(map(str, tile.shape[2:]))
         with torch.inference_mode():
             expected = self._by_torch(_corner(tile, looked_at[1:]))  # before OpenVINO holds its memory
-            if not self._valid:  # beyond the halo the rest of the tile has a say
+            if not self._valid and looked_at != tuple(tile.shape[1:]):  # near the cut the rest of the tile has a say
                 cut = zip(looked_at[1:], tile.shape[2:], strict=True)
                 expected = _corner(expected, [n if n == whole else n - self._halo for n, whole in cut]).clone()
         try:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import weakref
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 OVERHEAD = 1.6
 """What a forward pass takes on a CPU, of the bytes of its tensors: convolutions hold copies in layouts of their own.
 
-1.1 to 1.25 where channels come in sixteens, 1.5 where not."""
+1.1 to 1.25 where channels come in sixteens, 1.5 where not; by OpenVINO 0.9 for U-Net and 1.5 for FCN, which holds a
+second copy of the weights besides."""
 PROBE = {2: 256, 3: 64}
 """Voxels along each axis, at least, of the pass that is counted."""
 MOST = 8 * 2**30
@@ -30,7 +32,7 @@ class Footprint:
     """What a network needs to answer a batch of one."""
 
     bytes: float
-    """Of tensors at the peak of a forward pass in float32, for each voxel that is read."""
+    """For each voxel that is read: of tensors at the peak of a forward pass in float32, and of columns, see below."""
     classes: int
     """That it answers."""
 
@@ -58,11 +60,12 @@ def _counted(network: nn.Module, channels: int, dims: int) -> Footprint:
         lost: Any = 2 * network.halo + network.surplus  # type: ignore[operator]  # torch: attributes may be modules
         size += lost
     ghost = copy.deepcopy(network).to("meta").float().eval()
+    columns = _count_columns(ghost)
     with torch.inference_mode(), _Live() as live:
         answer = ghost(torch.empty((1, channels, *(size,) * dims), device="meta"))
         classes = int(answer.shape[1])
         del answer
-    return Footprint(live.most / size**dims, classes)
+    return Footprint((live.most + max(columns, default=0)) / size**dims, classes)
 
 
 def default_memory(device: torch.device) -> float:
@@ -82,6 +85,24 @@ def machine_memory() -> int:
         with contextlib.suppress(OSError, ValueError):  # none, or "max"
             total = min(total, int(file.read_text()))
     return total
+
+
+def _count_columns(network: nn.Module) -> list[int]:
+    """Will hold, after a pass, the bytes of each transposed convolution's columns where its kernels overlap.
+
+    OpenVINO multiplies such a layer out (each input voxel's contribution by itself, before they are added up) and keeps
+    the room for it: 2^axes answers for FCN's upsampling, whose kernels are twice as large as its factors.
+    """
+    columns: list[int] = []
+
+    def count(layer: Any, inputs: Any, _: Any) -> None:
+        if any(kernel > stride for kernel, stride in zip(layer.kernel_size, layer.stride, strict=True)):
+            columns.append(4 * layer.out_channels * prod(layer.kernel_size) * prod(inputs[0].shape[2:]))
+
+    for layer in network.modules():
+        if isinstance(layer, (nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            layer.register_forward_hook(count)
+    return columns
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
