@@ -77,7 +77,7 @@ def test_answers_are_those_of_torch(name):
     channels = 2 if name == "unet 3D" else 1
     sizes = {2: [(64, 96), (61, 37), (72, 40), (5, 70)], 3: [(24, 16, 20), (13, 9, 22), (3, 16, 16)]}[dims]
     if name == "unet valid":
-        sizes = [(44, 48), (64, 44)]
+        sizes = [(300, 176), (44, 48)]
     fast = OpenVinoNetwork(network)
     for size in sizes:
         tiles = torch.rand(2, channels, *size)
@@ -113,6 +113,8 @@ def test_torch_computes_only_what_is_checked():
         ((136, 150), []),
         ((61, 40), [(61, 40)]),
         ((41, 60), []),
+        ((301, 41), [(corner + 1, 41)]),
+        ((41, 61), []),
     ):
         tiles = torch.rand(1, 1, *size)
         shapes.clear()

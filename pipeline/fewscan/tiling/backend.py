@@ -167,20 +167,13 @@ class _Converted:
             if example not in self.models:
                 self.models[example] = self._convert(_corner(tile, example[1:]))
             self.models[example].reshape(list(shape))
-            self.compiled[shape] = (
-                _openvino()
-                .Core()
-                .compile_model(
-                    self.models[example],
-                    "CPU",
-                    {
-                        "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the CPU has it
-                        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                        "NUM_STREAMS": 1,
-                        "ENABLE_CPU_PINNING": False,  # workers would share the same cores
-                    },
-                )
-            )
+            settings = {
+                "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the CPU has it
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,  # workers would share the same cores
+            }
+            self.compiled[shape] = _openvino().Core().compile_model(self.models[example], "CPU", settings)
         return torch.from_numpy(self.compiled[shape](tile.detach().contiguous().numpy())[0])
 
     def forget(self, tile: Tensor) -> None:
@@ -208,9 +201,7 @@ def _unfit(network: Any) -> str | None:
     for module in network.modules():
         if module.training:
             return "a part of the network is in train()"
-        if getattr(
-            module, "return_indices", False
-        ):  # 1e-2 of the largest logit apart: places of maxima that nearly tie
+        if getattr(module, "return_indices", False):  # logits 1e-2 apart, where maxima nearly tie
             return "the network puts maxima back to where pooling found them, which rounding may move"
         if isinstance(module, (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)):  # logits 3e-4 apart at 96^3 voxels
             return "OpenVINO rounds too much where instance or group norm sums over many voxels"
