@@ -39,7 +39,8 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             back, are averaged. "none", "mirror" (each axis of the network: 4 copies in 2D, 8 in 3D) or, in 2D,
             "square" (quarter turns as well: 8 copies). Only right for a network that was trained with them.
         mode: "exact", "blend", or "auto", which takes what evaluates fewer voxels; a network that does not say how far
-            it looks is always blended.
+            it looks is always blended. "monai" blends on MONAI's own grid, for bundles that were published with its
+            `SlidingWindowInferer(roi_size=patch, overlap=overlap, mode="gaussian")`, whose answer this is then.
         memory_gb: GiB that tiles may take; None for a third of the machine's, 8 at most, or seven tenths of a GPU's.
     """
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from fewscan.errors import BudgetError
 from fewscan.networks.bare import bare
@@ -20,7 +20,7 @@ DEFAULT_TILE = {2: 1024, 3: 160}
 """Largest tile along each axis where it cannot be told what a network needs."""
 FLOOR = 1e-3
 """Of the window that patches are blended under."""
-MODES = ("auto", "exact", "blend")
+MODES = ("auto", "exact", "blend", "monai")
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,18 @@ class Layout:
     shape: tuple[int, ...]
     """The volume's, in voxels."""
     tiles: list[Tile]
-    """In the order in which they are read: where patches are blended, from one end of the longest axis to the other."""
+    """In the order in which they are read: where patches are blended, from one end of `axis` to the other."""
     margin: int
     """What a tile's answer lacks at each side of what it reads (valid networks); else 0."""
     stride: int
-    window: NDArray[np.float32] | None
-    """What the answers of a patch weigh, where patches are blended; None where cores partition the volume."""
+    window: Tensor | None
+    """What the answers of a patch weigh, float32, where patches are blended; None where each voxel has one answer."""
     bytes: float | None = None
     """An estimate of what is held at once, beside the volume; None where it cannot be told."""
-
-    @property
-    def longest(self) -> int:
-        """The axis of the most voxels, the first of them."""
-        return _longest(self.shape)
+    axis: int = 0
+    """Along which patches are blended: the longest, so that the fewest voxels are unfinished; for MONAI the first."""
+    zeros: bool = False
+    """Whether the volume goes on with zeros beyond its ends, as in MONAI; else it is mirrored there."""
 
     @property
     def read(self) -> tuple[int, ...]:
@@ -72,12 +71,13 @@ def lay_tiles(
     Networks that say how far they look (`halo`, `stride`, `is_local`; all of fewscan's but those with instance norm)
     get the U-Net paper's overlap-tile, whose answer is that of one pass over the whole volume: of all tiles that fit
     into `memory` those that evaluate the fewest voxels. All others get patches on a global grid, averaged under a
-    Gaussian.
+    Gaussian; with the mode "monai" on the grid of `monai.inferers.sliding_window_inference`, whose answer this is then.
 
     Args:
         network: a module, or any callable, which is foreign then.
         shape: voxels of the volume along each axis.
-        mode: "exact" or "blend", or "auto", which blends also where that evaluates fewer voxels than exact tiles.
+        mode: "exact", "blend" or "monai", or "auto", which blends also where that evaluates fewer voxels than exact
+            tiles.
         tile: largest read along each axis of exact tiles, instead of what `memory` allows.
         patch: voxels along each axis of a patch of the network's training, for blending; for networks that do not say
             how far they look `tile` is taken where it is None.
@@ -94,14 +94,14 @@ def lay_tiles(
     module = bare(network)
     local = getattr(module, "is_local", False)
     blended = patch if local else patch or tile
-    if mode == "blend" or not local:
+    if mode in ("blend", "monai") or not local:
         if mode == "exact" or blended is None or len(blended) != len(shape):
             raise ValueError(
                 f"{type(module).__name__} does not say how far it looks, or looks at the whole patch (instance "
                 f"norm), or was asked for blended patches; give the inferer the `patch` of its training, {len(shape)} "
                 f"numbers, not {blended}"
             )
-        layout = _blended(shape, blended, overlap, footprint)
+        layout = _blended(shape, blended, overlap, footprint, monai=mode == "monai")
         if memory is not None and layout.bytes is not None and layout.bytes > memory:
             raise BudgetError(
                 f"blended patches of {_shown(blended)} need {layout.bytes / 2**30:.1f} GiB, {memory / 2**30:.1f} are "
@@ -121,15 +121,18 @@ def lay_tiles(
     return other if fits and other.evaluated < exact.evaluated else exact
 
 
-def _blended(shape: Sequence[int], patch: Sequence[int], overlap: float, footprint: Footprint | None) -> Layout:
-    longest = _longest(shape)
-    tiles = sorted(blend_tiles(shape, patch, overlap), key=lambda one: one.read[longest].start)
+def _blended(
+    shape: Sequence[int], patch: Sequence[int], overlap: float, footprint: Footprint | None, monai: bool = False
+) -> Layout:
+    axis = 0 if monai else max(range(len(shape)), key=lambda axis: shape[axis])
+    tiles = sorted(blend_tiles(shape, patch, overlap, snap=monai), key=lambda one: one.read[axis].start)
     held = None
-    if footprint is not None:
-        ends = [max(tile.read[axis].stop for tile in tiles) for axis in range(len(shape))]
-        planes = math.prod(patch[axis] if axis == longest else end for axis, end in enumerate(ends))
-        held = OVERHEAD * footprint.bytes * math.prod(patch) + 2 * 4 * (footprint.classes + 1) * planes
-    return Layout(tuple(shape), tiles, 0, 1, gaussian(patch), held)
+    if footprint is not None:  # a pass, the sums of one more plane than a patch has, and two copies of a core
+        planes = math.prod(min(patch[a] + 1, n) if a == axis else n for a, n in enumerate(shape))
+        core = max(math.prod(along.stop - along.start + 1 for along in tile.core) for tile in tiles)
+        sums = 4 * (footprint.classes + 1) * (planes + 2 * core)
+        held = OVERHEAD * footprint.bytes * math.prod(patch) + sums
+    return Layout(tuple(shape), tiles, 0, 1, gaussian(patch), held, axis, zeros=monai)
 
 
 def _exact(
@@ -161,19 +164,17 @@ def _exact(
     return replace(layout, bytes=OVERHEAD * footprint.bytes * math.prod(layout.read))
 
 
-def _longest(shape: Sequence[int]) -> int:
-    return max(range(len(shape)), key=lambda axis: shape[axis])
-
-
 def _shown(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
 
 
-def gaussian(patch: Sequence[int]) -> NDArray[np.float32]:
-    """A Gaussian of standard deviation patch / 8 along each axis, at most 1 and at least `FLOOR`."""
-    window = np.ones((), dtype=np.float32)
+def gaussian(patch: Sequence[int]) -> Tensor:
+    """A Gaussian around the middle, float32, of standard deviation patch / 8 along each axis, at least `FLOOR`.
+
+    As MONAI's importance map, to the last bit.
+    """
+    window = torch.ones(())
     for size in patch:
-        along = np.exp(-0.5 * ((np.arange(size) - (size - 1) / 2) / (size / 8)) ** 2)
-        window = np.multiply.outer(window, along.astype(np.float32))
-    floored: NDArray[np.float32] = np.maximum(window / window.max(), FLOOR).astype(np.float32)
-    return floored
+        away = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+        window = window.unsqueeze(-1) * torch.exp(away**2 / (-2 * (size / 8) ** 2))
+    return window.clamp(min=FLOOR)

@@ -10,16 +10,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fewscan.tiling.layout import Layout
-from fewscan.tiling.tiles import Tile, mirror
+from fewscan.tiling.slab import Slab
+from fewscan.tiling.tiles import Box, Tile, inside, mirror, relative
 
 SYMMETRIES = ("none", "mirror", "square")
 
-Box = tuple[slice, ...]
-"""Voxels of a volume along each of its spatial axes."""
 Ask = Callable[[Tensor], Tensor]
 """(N, C, *spatial) -> (N, classes, *spatial) logits."""
+Answer = tuple[Tile, tuple[int, ...], Tensor]
+"""A tile, where the first voxel of its answer lies in the volume, and the answer (classes, *spatial)."""
 
 
 class Volume(Protocol):
@@ -48,13 +50,13 @@ class Piece:
 def pieces(
     volume: Volume, ask: Ask, layout: Layout, *, device: torch.device, batch: int = 1, symmetry: str = "none"
 ) -> Iterator[Piece]:
-    """The answer for a volume (C, *spatial): for cores tile by tile, for blended patches slab by slab.
+    """The answer for a volume (C, *spatial), a core at a time.
 
-    What is held is `batch` tiles and their answers or, for blended patches, as many planes along the longest axis as a
+    What is held is `batch` tiles and their answers and, for blended patches, as many planes along the longest axis as a
     patch has. Pieces do not depend on `batch` but for rounding, and never on what else is read.
 
     Args:
-        volume: read in parts; mirrored beyond its ends.
+        volume: read in parts; mirrored beyond its ends, or zero there, as the layout says.
         ask: the network.
         layout: of `lay_tiles`, with `slack` where there is a symmetry or where the voxels beyond cores count.
         device: of the network; answers stay there.
@@ -62,9 +64,7 @@ def pieces(
         symmetry: see `fewscan.tiling.OverlapTileInferer`.
     """
     answers = _answers(volume, ask, layout, device, batch, copies(symmetry, len(layout.shape)))
-    if layout.window is None:
-        return _cores(answers, layout)
-    return _slabs(_finished(answers, layout, torch.from_numpy(layout.window).to(device)), layout)
+    return _single(answers, layout) if layout.window is None else _blended(answers, layout)
 
 
 def copies(symmetry: str, dims: int) -> list[tuple[tuple[int, ...], bool]]:
@@ -75,16 +75,25 @@ def copies(symmetry: str, dims: int) -> list[tuple[tuple[int, ...], bool]]:
     return list(itertools.product(mirrored, (False, True) if symmetry == "square" else (False,)))
 
 
-def read(volume: Volume, box: Sequence[slice]) -> Tensor:
-    """(C, *box) of a volume that goes on by mirroring at its border voxels, without end."""
+def read(volume: Volume, box: Sequence[slice], zeros: bool = False) -> Tensor:
+    """(C, *box) of a volume that goes on by mirroring at its border voxels, without end, or with zeros."""
+    if zeros:
+        within = inside(box, volume.shape[1:])
+        ends = [(i.start - b.start, b.stop - i.stop) for i, b in zip(within, box, strict=True)]
+        part = _part(volume, within)
+        return functional.pad(part, [end for both in reversed(ends) for end in both]) if any(map(any, ends)) else part
     places = [mirror(along.start, along.stop, n) for along, n in zip(box, volume.shape[1:], strict=True)]
-    inside = tuple(slice(int(at.min()), int(at.max()) + 1) for at in places)
-    part = volume[(slice(None), *inside)]
-    part = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
-    for axis, (at, along) in enumerate(zip(places, inside, strict=True), start=1):
+    within = tuple(slice(int(at.min()), int(at.max()) + 1) for at in places)
+    part = _part(volume, within)
+    for axis, (at, along) in enumerate(zip(places, within, strict=True), start=1):
         if len(at) != along.stop - along.start or (np.diff(at) < 0).any():
             part = part.index_select(axis, torch.from_numpy(at - along.start).to(part.device))
     return part
+
+
+def _part(volume: Volume, box: Box) -> Tensor:
+    part = volume[(slice(None), *box)]
+    return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
 
 
 def _answers(
@@ -94,8 +103,8 @@ def _answers(
     device: torch.device,
     batch: int,
     turns: Sequence[tuple[tuple[int, ...], bool]],
-) -> Iterator[tuple[Tile, tuple[int, ...], Tensor]]:
-    """Each tile, where the first voxel of its answer lies in the volume, and its answer (classes, *spatial).
+) -> Iterator[Answer]:
+    """Each tile's answer.
 
     Of several turns, the mean over the copies of the volume that are mirrored and swapped as wholes: a copy begins
     where the volume ends, and is continued there, so that its cells lie otherwise and readings are shifted back.
@@ -107,11 +116,12 @@ def _answers(
         for mirrored, swapped in turns:
             back = [shift if axis in mirrored else 0 for axis, shift in enumerate(shifts)]
             boxes = [[slice(a.start - n, a.stop - n) for a, n in zip(tile.read, back, strict=True)] for tile in group]
-            tiles = torch.stack([read(volume, box) for box in boxes]).to(device)
+            tiles = torch.stack([read(volume, box, layout.zeros) for box in boxes]).to(device)
             answer = _turned(tiles, ask, [axis + 2 for axis in mirrored], swapped)
             ends = [n - shift for n, shift in zip(answer.shape[2:], shifts, strict=True)]  # what all copies cover
             common = tuple(slice(n, n + end) for n, end in zip(back, ends, strict=True))
-            answer = answer[(slice(None), slice(None), *common)] / len(turns)
+            answer = answer[(slice(None), slice(None), *common)]
+            answer = answer / len(turns) if len(turns) > 1 else answer
             mean = answer if mean is None else mean + answer
         assert mean is not None  # there is always a turn
         for tile, answer in zip(group, mean, strict=True):
@@ -120,69 +130,28 @@ def _answers(
 
 def _turned(tiles: Tensor, ask: Ask, mirrored: list[int], swapped: bool) -> Tensor:
     """The answer for turned tiles, turned back; float32 at least."""
-    tiles = tiles.flip(mirrored)
+    tiles = tiles.flip(mirrored) if mirrored else tiles
     answer = ask(tiles.transpose(2, 3) if swapped else tiles)
     answer = answer.transpose(2, 3) if swapped else answer
-    return answer.flip(mirrored).to(torch.promote_types(answer.dtype, torch.float32))
+    answer = answer.flip(mirrored) if mirrored else answer
+    return answer.to(torch.promote_types(answer.dtype, torch.float32))
 
 
-def _cores(answers: Iterator[tuple[Tile, tuple[int, ...], Tensor]], layout: Layout) -> Iterator[Piece]:
+def _single(answers: Iterator[Answer], layout: Layout) -> Iterator[Piece]:
+    """Cores of tiles: each voxel has one answer."""
     for tile, start, answer in answers:
-        core = tuple(slice(a.start, min(a.stop, n)) for a, n in zip(tile.core, layout.shape, strict=True))
+        core = inside(tile.core, layout.shape)
         ends = zip(core, start, answer.shape[1:], layout.shape, strict=True)
         box = tuple(slice(c.start, min(c.stop + 1, s + size, n)) for c, s, size, n in ends)
-        yield Piece(core, box, answer[_within(box, start)])
+        yield Piece(core, box, answer[:, *relative(box, start)])
 
 
-def _slabs(planes: Iterator[Tensor], layout: Layout) -> Iterator[Piece]:
-    """Pieces of groups of finished planes; the last plane of each waits for what comes beyond it."""
-    axis, shape = layout.longest, layout.shape
-    decided, held = 0, None
-    for group in planes:
-        known = group if held is None else torch.cat([held, group], dim=axis + 1)
-        end = decided + known.shape[axis + 1]
-        core_end = end if end == shape[axis] else end - 1
-        if core_end > decided:
-            core, box = [slice(0, n) for n in shape], [slice(0, n) for n in shape]
-            core[axis], box[axis] = slice(decided, core_end), slice(decided, end)
-            yield Piece(tuple(core), tuple(box), known)
-        held, decided = known.narrow(axis + 1, known.shape[axis + 1] - 1, 1).clone(), core_end
-
-
-def _finished(
-    answers: Iterator[tuple[Tile, tuple[int, ...], Tensor]], layout: Layout, window: Tensor
-) -> Iterator[Tensor]:
-    """Blended answers (classes, *planes), planes along the longest axis in groups, once no further patch reaches them.
-
-    Patches come in the order of that axis, so as many planes as one of them has hold all that is unfinished.
-    """
-    axis, shape = layout.longest + 1, layout.shape
-    inside = tuple(slice(0, n) if a != layout.longest else slice(None) for a, n in enumerate(shape))
-    sums: Tensor | None = None  # (classes + 1, *planes): answers times weights, then the weights
-    begun = 0
-    for _, start, answer in answers:
-        if sums is None:
-            size = [max(tile.read[a].stop for tile in layout.tiles) for a in range(len(shape))]
-            size[layout.longest] = layout.read[layout.longest]
-            sums = answer.new_zeros((len(answer) + 1, *size))
-        if (done := start[layout.longest] - begun) > 0:
-            finished = sums.narrow(axis, 0, done)
-            yield _mean(finished)[(slice(None), *inside)]
-            rest = sums.narrow(axis, done, sums.shape[axis] - done).clone()
-            sums.zero_().narrow(axis, 0, rest.shape[axis]).copy_(rest)
-            begun += done
-        where = [slice(s, s + n) for s, n in zip(start, answer.shape[1:], strict=True)]
-        where[layout.longest] = slice(0, answer.shape[axis])
-        sums[:-1][(slice(None), *where)].addcmul_(answer, window)
-        sums[-1][tuple(where)] += window
-    assert sums is not None  # there is always a tile
-    yield _mean(sums.narrow(axis, 0, shape[layout.longest] - begun))[(slice(None), *inside)]
-
-
-def _mean(sums: Tensor) -> Tensor:
-    return sums[:-1] / sums[-1:]
-
-
-def _within(box: Box, start: Sequence[int]) -> tuple[slice, ...]:
-    """Where a box lies in an answer (classes, *spatial) whose first voxel is `start`."""
-    return (slice(None), *(slice(along.start - s, along.stop - s) for along, s in zip(box, start, strict=True)))
+def _blended(answers: Iterator[Answer], layout: Layout) -> Iterator[Piece]:
+    """Cores of patches: weighted means of all patches that reach them, each as soon as there is no further one."""
+    slab: Slab | None = None
+    for tile, start, answer in answers:
+        slab = Slab(layout, answer) if slab is None else slab
+        slab.add(answer, start)
+        if all(along.start < along.stop for along in tile.core):
+            box = inside([slice(along.start, along.stop + 1) for along in tile.core], layout.shape)
+            yield Piece(tile.core, box, slab.mean(box))

@@ -10,17 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Box = tuple[slice, ...]
+"""Voxels of a volume along each of its spatial axes."""
+
 
 @dataclass(frozen=True)
 class Tile:
     """One bite of a volume, as slices over its spatial axes, in voxels of the volume.
 
-    The network reads `read`; of its answer only `core` is kept. Both may reach beyond the volume's end, and `read`
-    before its start: there the volume is continued by mirroring (see `mirror`).
+    The network reads `read`; when its answer is there, `core` is decided. Both may reach beyond the volume's end, and
+    `read` before its start: there the volume is continued by mirroring (see `mirror`).
     """
 
-    read: tuple[slice, ...]
-    core: tuple[slice, ...]
+    read: Box
+    core: Box
 
 
 def exact_tiles(shape: Sequence[int], tile: Sequence[int], *, halo: int, stride: int) -> list[Tile]:
@@ -66,20 +69,36 @@ def valid_tiles(shape: Sequence[int], core: Sequence[int], *, margin: int, surpl
     return _product(along)
 
 
-def blend_tiles(shape: Sequence[int], patch: Sequence[int], overlap: float) -> list[Tile]:
+def blend_tiles(shape: Sequence[int], patch: Sequence[int], overlap: float, *, snap: bool = False) -> list[Tile]:
     """Overlapping patches for networks whose answer depends on the patch (instance norm, foreign networks).
 
     Patches lie on a global grid in steps of `patch x (1 - overlap)`, none is moved at the end: the volume is continued
-    there instead. `core` is the whole patch; answers are averaged under a window.
+    there instead. Answers are averaged under a window.
+
+    Args:
+        shape: voxels of the volume along each axis.
+        patch: voxels of a patch along each axis.
+        overlap: 0 up to but not 1, fraction of a patch shared with its neighbour.
+        snap: MONAI's grid instead: the last patch is moved back to the volume's end, and where a volume is smaller
+            than a patch it lies in the patch's middle.
 
     Returns:
-        The patches, last axis fastest.
+        The patches, last axis fastest. Cores partition the volume: no later patch reaches a core, nor the voxel beyond
+        its end along each axis, whichever axis is the slowest. Where patches lie closer than that, cores are empty.
     """
     along = []
     for n, size in zip(shape, patch, strict=True):
         step = max(1, int(size * (1 - overlap)))
-        count = 1 if n <= size else -(-(n - size) // step) + 1
-        along.append([(slice(i * step, i * step + size),) * 2 for i in range(count)])
+        starts = [i * step for i in range(max(0, -(-(n - size) // step)) + 1)]
+        if snap:
+            starts = [min(start, n - size) for start in starts] if n >= size else [-((size - n) // 2)]
+        ends = [start - 1 for start in starts[1:]] + [n]
+        along.append(
+            [
+                (slice(start, start + size), slice(begin, end))
+                for start, begin, end in zip(starts, [0, *ends[:-1]], ends, strict=True)
+            ]
+        )
     return _product(along)
 
 
@@ -136,6 +155,16 @@ def mirror(start: int, stop: int, n: int) -> NDArray[np.int64]:
     folded = np.abs(np.arange(start, stop)) % (2 * (n - 1))
     inside: NDArray[np.int64] = np.minimum(folded, 2 * (n - 1) - folded)
     return inside
+
+
+def inside(box: Sequence[slice], shape: Sequence[int]) -> Box:
+    """What of a box lies in a volume."""
+    return tuple(slice(max(along.start, 0), min(along.stop, n)) for along, n in zip(box, shape, strict=True))
+
+
+def relative(box: Sequence[slice], start: Sequence[int]) -> Box:
+    """A box as voxels of an array whose first voxel is `start`."""
+    return tuple(slice(along.start - s, along.stop - s) for along, s in zip(box, start, strict=True))
 
 
 def _axis_tiles(n: int, size: int, halo: int) -> list[tuple[slice, slice]]:
