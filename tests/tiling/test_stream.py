@@ -101,6 +101,22 @@ def test_only_tiles_are_read():
         assert volume.most <= 16 * 16 * 32
 
 
+@pytest.mark.parametrize("together", [1, 2 * 2 * 17 * 21, 2**24])
+def test_slices_that_are_read_together_give_the_same(monkeypatch, together):
+    """A 2D network on seven slices: one reading a tile, four of all slices, or one."""
+    monkeypatch.setattr("fewscan.tiling.inferer.AT_ONCE", together)
+    torch.manual_seed(0)
+    network, values = UNet(2, 2, 3, widths=(3, 4)).eval(), torch.rand(2, 17, 21, 7)
+    inferer, volume = OverlapTileInferer(2, tile=(24, 24)), Parts(values)
+    with torch.inference_mode():
+        expected = list(inferer.pieces(values, network, network))
+        found = list(inferer.pieces(volume, network, network))
+    assert len(found) == len(expected) == 7
+    for one, other in zip(found, expected, strict=True):
+        assert (one.core, one.box) == (other.core, other.box) and torch.equal(one.logits, other.logits)
+    assert volume.most == {1: 1, 2 * 2 * 17 * 21: 2, 2**24: 7}[together] * 2 * 17 * 21
+
+
 @pytest.mark.parametrize("kind", ["array", "reversed array", "memory map", "zarr"])
 @pytest.mark.parametrize("mode", ["exact", "blend", "monai"])
 def test_a_volume_may_be_any_array(kind, mode, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 
 from fewscan.tiling.layout import MODES, Layout, lay_tiles
 from fewscan.tiling.memory import default_memory, footprint
-from fewscan.tiling.stream import SYMMETRIES, Ask, Piece, Volume, pieces
+from fewscan.tiling.stream import SYMMETRIES, Ask, Piece, Volume, pieces, read
+
+AT_ONCE = 2**24
+"""Voxels of slices that are read together."""
 
 
 class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
@@ -100,9 +104,9 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
         if len(shape) == self.spatial_dims:
             yield from pieces(volume, ask, layout, **options)
             return
-        for number in range(shape[-1]):
+        for number, image in enumerate(_slices(volume)):
             here = slice(number, number + 1)
-            for piece in pieces(_Slice(volume, number), ask, layout, **options):
+            for piece in pieces(image, ask, layout, **options):
                 yield Piece((*piece.core, here), (*piece.box, here), piece.logits.unsqueeze(-1))
 
     def layout(self, volume: Volume, network: Any, slack: bool = True) -> Layout:
@@ -145,6 +149,18 @@ def _device_of(network: Any, otherwise: torch.device) -> torch.device:
     """Where the network's weights are."""
     weights = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     return otherwise if weights is None else weights.device
+
+
+def _slices(volume: Volume) -> Iterator[Volume]:
+    """The slices across the last axis; small ones are read in groups, for in files they may lie interleaved."""
+    *shape, depth = volume.shape
+    group = max(1, AT_ONCE // math.prod(shape))
+    if isinstance(volume, Tensor) or group == 1:
+        yield from (_Slice(volume, number) for number in range(depth))
+        return
+    for first in range(0, depth, group):
+        held = read(volume, [*(slice(0, n) for n in shape[1:]), slice(first, min(first + group, depth))])
+        yield from (_Slice(held, number) for number in range(held.shape[-1]))
 
 
 class _Slice:
