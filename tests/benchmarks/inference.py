@@ -300,10 +300,11 @@ def memory(options: argparse.Namespace, work: Path) -> None:
     idle = fresh([sys.executable, "-c", "import fewscan.runs.segment, fewscan.tiling.inferer, fewscan.transforms"], 1)
     ways = {
         "exact": with_inferer(bundle, work / "exact", mode="exact", memory_gb=options.memory_gb),
-        "blend": with_inferer(bundle, work / "blend", mode="blend"),
+        "blend": with_inferer(bundle, work / "blend", mode="blend", memory_gb=64),  # whatever it takes
         "exact, 1.5 x the spacing": with_inferer(bundle, work / "resampled", mode="exact", memory_gb=options.memory_gb),
     }
-    change(work / "resampled" / "configs" / "inference.json", spacing=[1.5] * 3)
+    for name in ("train", "inference"):
+        change(work / "resampled" / "configs" / f"{name}.json", spacing=[1.5] * 3)
     side, block = options.side, np.random.default_rng(0).integers(0, 1000, (64, 64, 64)).astype(np.int16)
     print(f"halo {network.halo}, 100 classes, {threads} thread(s); imports alone {idle.own / GIB:.2f} GiB\n")
     print(
@@ -316,11 +317,15 @@ def memory(options: argparse.Namespace, work: Path) -> None:
         nibabel.save(nibabel.Nifti1Image(tiled, np.diag([-1.0, -1.0, 1.0, 1.0])), scan)
         for name, own in ways.items():
             output = work / f"masks {depth} {name}"
-            ran = segment(scan.parent, own, output, options.more, threads, options.limit)
+            try:
+                ran = segment(scan.parent, own, output, options.more, threads, options.limit)
+            except ProcessError as problem:  # refused, or out of memory: the others are measured all the same
+                print(f"| {side} x {side} x {depth} | {name} | failed | | | {str(problem).strip().splitlines()[-1]} |")
+                continue
             minutes = f"{ran.seconds / 60:.1f}" + ("" if ran.ended else ", stopped")
             computed = tiled.size * (4 * 100 + 9) / GIB
             print(f"| {side} x {side} x {depth} | {name} | {minutes} | {ran.peak / GIB:.2f} | "
-                  f"{(ran.own - idle.own) / GIB:.2f} | {computed:.0f} |", flush=True)  # fmt: skip
+                  f"{(ran.own - idle.own) / GIB:.2f} | {computed:.1f} |", flush=True)  # fmt: skip
             shutil.rmtree(output, ignore_errors=True)
         scan.unlink()
 
@@ -372,6 +377,10 @@ class Ran:
     mask: Path = Path()
 
 
+class ProcessError(Exception):
+    """A process failed; what it printed."""
+
+
 def fresh(command: list[str], threads: int | None, limit: float | None = None) -> Ran:
     """Run a process, and watch its memory; stop it after `limit` minutes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -393,7 +402,8 @@ def fresh(command: list[str], threads: int | None, limit: float | None = None) -
             time.sleep(0.05)
         told.seek(0)
         text = told.read().decode(errors="replace")
-    assert process.returncode == 0 or not ended, f"{shlex.join(command)}\n{text}"
+    if process.returncode and ended:
+        raise ProcessError(f"{shlex.join(command)} ended with {process.returncode}\n{text}")
     return Ran(time.perf_counter() - started, peak, own, text, ended)
 
 

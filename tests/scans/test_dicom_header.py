@@ -1,5 +1,6 @@
 """The quick way through a header says what pydicom says, and leaves to pydicom what it does not know."""
 
+import contextlib
 import tracemalloc
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pydicom.uid import (
 
 from fewscan.errors import ScanError
 from fewscan.scans import dicom_header, open_scan
-from fewscan.scans.dicom import is_dicom
+from fewscan.scans.dicom_planes import is_dicom, read_planes
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES, image
 
@@ -125,3 +126,33 @@ def test_a_header_cut_anywhere_is_refused(tmp_path, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ScanError):
         open_scan([path])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damage_has_the_same_answer_either_way(tmp_path, monkeypatch):
+    """Bits turned and bytes missing: the same planes, or the same reason; nothing but a ScanError is raised."""
+    random, simple, quick = np.random.default_rng(0), dicom_header._simple_header, 0
+    (path,) = write_series(tmp_path, image((7, 5, 1)), AFFINES["oblique"], PixelPaddingValue=5)
+    whole = path.read_bytes()
+
+    def answer(way):
+        monkeypatch.setattr(dicom_header, "_simple_header", way)
+        try:
+            return repr(read_planes(path))
+        except ScanError as problem:
+            return str(problem)
+
+    for _ in range(400):
+        changed = bytearray(whole)
+        at = int(random.integers(128, len(whole) - 80))
+        if random.integers(2):
+            changed[at] ^= 1 << int(random.integers(8))
+        else:
+            del changed[at : at + int(random.integers(1, 9))]
+        path.write_bytes(changed)
+        found = answer(simple)
+        assert found == answer(lambda file: None)
+        with contextlib.suppress(ScanError):
+            open_scan([path]).read()
+            quick += 1
+    assert quick > 50

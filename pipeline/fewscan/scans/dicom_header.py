@@ -30,9 +30,9 @@ _SIGN_FROM_ELSEWHERE = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 """Where the file gives no VR, PixelRepresentation says whether these are signed."""
 _ENOUGH = 1 << 16
 """Bytes that hold the headers of most files."""
+_START = b"DICM\x02\x00\x00\x00UL\x04\x00"
+"""At byte 128: the mark, and the head of the first element, which has to be the length of the meta information."""
 _PIXEL_DATA, _PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009, 0x7FE00010)
-FILE_PROBLEMS = (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, IndexError)
-"""What broken files make pydicom raise."""
 
 
 class Header:
@@ -92,7 +92,7 @@ def _header(path: Path, file: BufferedReader) -> Header:
         raise
     except InvalidDicomError as problem:
         raise ScanError(f"{path}: is no DICOM file (DICM is missing at byte 128)") from problem
-    except FILE_PROBLEMS as problem:
+    except Exception as problem:  # pydicom raises types of many kinds
         raise ScanError(f"{path}: the DICOM file is cut short or damaged ({type(problem).__name__})") from problem
 
 
@@ -109,13 +109,14 @@ def _check_length(path: Path, file: BufferedReader, header: Header) -> None:
 def _any_header(file: BufferedReader) -> Header:
     """By pydicom's own way of reading."""
     import pydicom
+    from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
     file.seek(0)
     dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(KEYWORDS))
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     at, start = None, b"" if syntax is None or syntax.is_deflated else file.read(8)
     if start[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):  # the tag, little or big endian
-        at = file.tell() + (4 if start[4:6] in (b"OB", b"OW") else 0)  # these have a longer length
+        at = file.tell() + (4 if start[4:6].decode("latin-1") in EXPLICIT_VR_LENGTH_32 else 0)
     return Header(dataset, syntax, dataset.file_meta.get("MediaStorageSOPClassUID"), at)
 
 
@@ -137,8 +138,9 @@ def _simple_header(file: BufferedReader) -> Header | None:
 
     try:
         start.seek(128)
-        if start.read(4) != b"DICM":
+        if start.read(len(_START)) != _START:
             return None
+        start.seek(132)
         meta = {int(e.tag): e for e in data_element_generator(start, False, True, lambda tag, *_: tag >> 16 != 2)}
         syntax = _Values(meta).get("TransferSyntaxUID")
         implicit = _is_implicit(syntax)

@@ -35,30 +35,44 @@ def _fill(volume: NDArray[np.float32], scan: Scan) -> None:
     padded, whole = [], []
     for path, places in _places(scan).items():
         numbers = [scan.frames[k] if scan.frames else 0 for k in places]
-        with open_dicom(path) as (file, header):
-            for k, number, stored in zip(places, numbers, _stored(path, file, header, numbers), strict=True):
-                if stored.shape != volume.shape[1:]:
-                    wrong = f"{stored.shape[1]} x {stored.shape[0]} pixels"
-                    raise ScanError(f"{path}: has {wrong}, which changed since it was found")
-                slope, intercept = _rescale(path, header, number)
-                padding = _padding(header, stored)
-                if padding is not None and padding.any():
-                    stored = np.where(padding, stored[~padding].min() if not padding.all() else 0, stored)
-                    padded.append(k)
-                else:
-                    padding = None
-                    whole.append(k)
-                np.multiply(_within_bits(path, header, stored), np.float32(slope), out=volume[k], casting="unsafe")
-                if intercept:
-                    volume[k] += np.float32(intercept)
-                if padding is not None:
-                    smallest = min(smallest, volume[k].min(where=~padding, initial=np.inf))
-                    volume[k][padding] = np.nan  # until the smallest of all is known
+        planes = _planes(path, numbers, volume.shape[1:])
+        for k, (stored, padding, slope, intercept) in zip(places, planes, strict=True):
+            np.multiply(stored, np.float32(slope), out=volume[k], casting="unsafe")
+            if intercept:
+                volume[k] += np.float32(intercept)
+            if padding is None:
+                whole.append(k)
+            else:
+                padded.append(k)
+                smallest = min(smallest, volume[k].min(where=~padding, initial=np.inf))
+                volume[k][padding] = np.nan  # until the smallest of all is known
         release(volume)
     if padded:
         smallest = min([smallest, *(volume[k].min() for k in whole)])
         for k in padded:
             np.copyto(volume[k], smallest if np.isfinite(smallest) else 0, where=np.isnan(volume[k]))
+
+
+def _planes(
+    path: Path, frames: Sequence[int], shape: tuple[int, ...]
+) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None, float, float]]:
+    """Of frames of a file: the stored numbers, where they are padding (None: nowhere), slope and intercept."""
+    try:
+        with open_dicom(path) as (file, header):
+            for frame, stored in zip(frames, _stored(path, file, header, frames), strict=True):
+                if stored.shape != shape:
+                    wrong = f"{stored.shape[1]} x {stored.shape[0]} pixels"
+                    raise ScanError(f"{path}: has {wrong}, which changed since it was found")
+                padding = _padding(header, stored)
+                if padding is None or not padding.any():
+                    padding = None
+                else:
+                    stored = np.where(padding, stored[~padding].min() if not padding.all() else 0, stored)
+                yield _within_bits(path, header, stored), padding, *_rescale(path, header, frame)
+    except (ScanError, OSError, MemoryError):
+        raise
+    except Exception as problem:  # pydicom raises types of many kinds
+        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
 
 
 def pixel_digest(path: Path) -> bytes:
@@ -81,7 +95,7 @@ def _places(scan: Scan) -> dict[Path, list[int]]:
 def _stored(path: Path, file: BufferedReader, header: Header, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
     """The stored numbers (row, column) of frames, from 1, one at a time; uncompressed ones from where they lie."""
     shape = int(header.get("Rows")), int(header.get("Columns"))
-    bits = int(header.get("BitsAllocated"))
+    bits = int(header.get("BitsAllocated") or 0)
     if not header.is_plain or bits not in (8, 16, 32):
         yield from _decoded(path, header, frames)
         return

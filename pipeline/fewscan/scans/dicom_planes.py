@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.errors import GeometryError, ScanError
-from fewscan.scans.dicom_header import FILE_PROBLEMS, Header, open_dicom
+from fewscan.scans.dicom_header import Header, open_dicom
 
 SPLIT_BY = (
     "AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "StackID",
@@ -78,8 +78,9 @@ def is_dicom(path: Path) -> bool:
 def read_planes(path: Path) -> list[Plane]:
     """The planes of one file. Raises NotAnImage or ScanError with the reason."""
     with open_dicom(path) as (_, header):
-        _check_image(path, header)
+        pass
     try:
+        _check_image(path, header)
         if "PerFrameFunctionalGroupsSequence" in header:
             return [_plane_of_frame(path, header, number) for number in range(1, int(header.get("NumberOfFrames")) + 1)]
         if header.frames > 1:
@@ -87,7 +88,7 @@ def read_planes(path: Path) -> list[Plane]:
         return [_plane(path, header, [header], 0)]
     except ScanError:
         raise
-    except FILE_PROBLEMS as problem:
+    except Exception as problem:  # pydicom raises types of many kinds
         raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
 
 
