@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from torch import nn
 from fewscan.errors import BudgetError
 from fewscan.networks import UNet
 from fewscan.tiling.layout import lay_tiles
-from fewscan.tiling.memory import OVERHEAD, Footprint, footprint
+from fewscan.tiling.memory import Footprint, footprint
 from fewscan.tiling.tiles import cheapest_tile, exact_tiles
 
 
@@ -56,14 +58,14 @@ def test_tiles_grow_with_the_memory_up_to_one_pass():
     network, shape = UNet(3, 1, 3, widths=(4, 8)), (64, 100, 40)
     needs = footprint(network, 1, 3)
     layouts = [
-        lay_tiles(network, shape, footprint=needs, memory=share * OVERHEAD * needs.bytes * math.prod(shape))
+        lay_tiles(network, shape, footprint=needs, memory=share * needs.read * math.prod(shape))
         for share in (0.1, 0.3, 1.0)
     ]
     assert [layout.evaluated for layout in layouts] == sorted((one.evaluated for one in layouts), reverse=True)
     assert len(layouts[0].tiles) > 1
     assert [layout.read for layout in layouts][-1] == shape
     for layout, share in zip(layouts, (0.1, 0.3, 1.0), strict=True):
-        assert layout.bytes <= share * OVERHEAD * needs.bytes * math.prod(shape) * (1 + 1e-9)
+        assert layout.bytes <= share * needs.read * math.prod(shape) * (1 + 1e-9)
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers():
@@ -79,7 +81,7 @@ def test_auto_takes_what_evaluates_fewer_voxels():
     """A wide halo and little memory: each exact tile reads 27 times its core, each voxel lies in 8 patches."""
     network, shape = UNet(3, 1, 2, widths=(4, 4, 4, 4)), (144, 144, 144)
     needs = footprint(network, 1, 3)
-    little, less = (OVERHEAD * needs.bytes * side**3 for side in (105, 100))
+    little, less = (needs.read * side**3 for side in (105, 100))
     exact = lay_tiles(network, shape, mode="exact", footprint=needs, memory=little)
     auto = lay_tiles(network, shape, patch=(48, 48, 48), footprint=needs, memory=little)
     whole = lay_tiles(network, shape, patch=(48, 48, 48), footprint=needs, memory=1e12)
@@ -95,3 +97,15 @@ def test_auto_takes_what_evaluates_fewer_voxels():
 def test_a_network_that_tells_nothing_needs_a_patch(mode):
     with pytest.raises(ValueError, match="does not say how far it looks"):
         lay_tiles(torch.nn.Identity(), (20, 20), mode=mode)
+
+
+def test_of_many_classes_tiles_are_larger_where_a_head_answers_cores_alone():
+    """100 classes take 400 bytes a voxel: within the same memory far fewer voxels are evaluated."""
+    network, shape, memory = UNet(3, 1, 100, widths=(4, 8, 8, 8)), (512, 512, 400), 3 * 2**30
+    body, head = network.split()
+    whole = lay_tiles(network, shape, slack=True, footprint=footprint(network, 1, 3), memory=memory)
+    needs = replace(footprint(body, 1, 3), head=head.out_channels)
+    parted = lay_tiles(body, shape, slack=True, footprint=needs, memory=memory)
+    cores = [np.prod([along.stop - along.start + 1 for along in tile.core]) for tile in parted.tiles]
+    assert needs.read * np.prod(parted.read) + 800 * max(cores) == parted.bytes <= memory
+    assert 5 * parted.evaluated < whole.evaluated

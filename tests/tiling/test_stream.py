@@ -171,3 +171,22 @@ def test_volumes_go_on_by_reflection():
     part = read(volume, (slice(-7, 9), slice(-1, 3), slice(2, 4))).numpy()
     padded = np.pad(volume, ((0, 0), (7, 4), (0, 0), (0, 0)), mode="reflect")
     np.testing.assert_array_equal(part, np.repeat(padded, 4, axis=2)[..., 2:4])
+
+
+@pytest.mark.parametrize("symmetry", ["none", "mirror"])
+@pytest.mark.parametrize(("padding", "mode"), [("same", "exact"), ("same", "blend"), ("valid", "exact")])
+def test_a_head_on_cores_gives_the_networks_logits(padding, mode, symmetry):
+    """Of each voxel by itself: before or after patches are blended and turns averaged, for it is linear."""
+    torch.manual_seed(0)
+    network = UNet(2, 1, 9, widths=(3, 4, 5), padding=padding, norm=None).double().eval()
+    (body, head), volume = network.split(), torch.rand(1, 61, 37, dtype=torch.double)
+    tile = (64, 48) if padding == "same" else (16, 20)
+    inferer = OverlapTileInferer(2, tile, patch=(24, 24), symmetry=symmetry, mode=mode)
+    with torch.inference_mode():
+        whole = inferer(volume[None], network)[0]
+        found = list(inferer.pieces(volume, body, body, head=head))
+    for piece in found:
+        expected = whole[(slice(None), *piece.box)]
+        assert piece.logits.shape == expected.shape
+        assert (piece.logits - expected).abs().max() <= 1e-12 * whole.abs().max()
+    assert sum(np.prod([along.stop - along.start for along in piece.core]) for piece in found) == 61 * 37

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,6 +161,16 @@ class UNet(nn.Module):
             answers: Tensor = self._with_coarse_answers(x, maps, size)
             return answers
         return cut(x, 0, size) if self.padding == "same" else x
+
+    @torch.jit.unused
+    def split(self) -> tuple[UNet, Any]:
+        """The network up to its last maps, and the 1 x 1 convolution that makes logits of them, voxel by voxel.
+
+        Both share this network's weights: (N, in_channels, *spatial) -> (N, widths[0], *spatial) -> (N, classes, ...).
+        """
+        body = copy.copy(self)
+        body._modules = {**self._modules, "head": nn.Identity().train(self.training)}
+        return body, self.head
 
     def _join(self, skip: Tensor, upsampled: Tensor) -> Tensor:
         """`[skip, up]`: the skip cropped at the centre (valid), or the upsampled map padded at its end (odd sizes)."""

@@ -23,6 +23,7 @@ from fewscan.errors import BundleError, first_line
 from fewscan.files import sha256
 from fewscan.grid import Affine, Grid
 from fewscan.network_grid import Way
+from fewscan.networks import UNet
 from fewscan.networks.ensemble import Ensemble
 from fewscan.prepared import PreparedVolume
 from fewscan.scans import Scan
@@ -85,11 +86,12 @@ class Predictor:
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
-        self.ask: Callable[[torch.Tensor], torch.Tensor] = self.network
+        self.body, self.head = _split(self.network)
+        self.ask: Callable[[torch.Tensor], torch.Tensor] = self.body
         if self.decide is not None:
-            self.spec["backend"] = choose_backend(backend, self.network, self.device)
+            self.spec["backend"] = choose_backend(backend, self.body, self.device)
             if self.spec["backend"] == "openvino":
-                self.ask = OpenVinoNetwork(self.network)
+                self.ask = OpenVinoNetwork(self.body)
                 self.spec["openvino"] = version("openvino")
         self.allow(None)
         if members:
@@ -150,7 +152,8 @@ class Predictor:
         way = Way.to_network(scan.grid, to_grid.spacing, to_grid.slice_axis)
         shape = (len(scan.channels), *way.target.shape)
         try:
-            layout: Layout = self.inferer.layout(np.broadcast_to(np.float32(0), shape), self.network)
+            volume = np.broadcast_to(np.float32(0), shape)
+            layout: Layout = self.inferer.layout(volume, self.body, head=self.head)
         except ValueError:  # said when the scan's turn comes
             return None
         return layout
@@ -163,9 +166,11 @@ class Predictor:
             decision, answered = Decision(volume.shape[1:], affine, scan, empty), 0
             try:
                 with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-                    for piece in self.inferer.pieces(volume, self.ask, self.network, slack=not decision.aligned):
+                    slack = not decision.aligned
+                    for piece in self.inferer.pieces(volume, self.ask, self.body, slack, self.head):
                         decision.add(piece.logits, piece.box, piece.core)
                         answered = len(piece.logits)
+                        del piece  # before the next one is made
                 return decide.values(decision, answered)
             except torch.OutOfMemoryError:
                 if self.inferer.allowed(self.device) < SMALLEST * 2**30:
@@ -190,6 +195,15 @@ class Predictor:
         """The network's answer (classes, *spatial) for a preprocessed image (channel, *spatial), tile by tile."""
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             return self.inferer(image[None].to(self.device), self.network)[0]
+
+
+def _split(network: torch.nn.Module) -> tuple[torch.nn.Module, Any]:
+    """A U-Net of more classes than maps without its head, and the head: what its logits take is for cores alone."""
+    if isinstance(network, UNet):
+        body, head = network.split()
+        if head.out_channels > head.in_channels:
+            return body, head
+    return network, None
 
 
 def read_settings(bundle: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -89,7 +90,9 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             logits = convert_to_dst_type(logits, MetaTensor([]).copy_meta_from(inputs, copy_attr=False))[0]
         return logits
 
-    def pieces(self, volume: Volume, ask: Ask, network: Any, slack: bool = True) -> Iterator[Piece]:
+    def pieces(
+        self, volume: Volume, ask: Ask, network: Any, slack: bool = True, head: Ask | None = None
+    ) -> Iterator[Piece]:
         """Logits of a volume (C, *spatial), which may be anything that is read in parts, piece by piece.
 
         Args:
@@ -97,10 +100,12 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             ask: (N, C, *spatial) -> (N, classes, *spatial), on the network's device.
             network: that `ask` asks, which says how far it looks.
             slack: whether the voxels beyond the cores are right too; else they must not be looked at.
+            head: makes logits of what `ask` answers, each voxel's by itself, as that of `fewscan.networks.UNet.split`;
+                of many classes there are logits for cores alone then.
         """
-        shape, layout = tuple(volume.shape[1:]), self.layout(volume, network, slack)
+        shape, layout = tuple(volume.shape[1:]), self.layout(volume, network, slack, head)
         device = _device_of(network, volume.device if isinstance(volume, Tensor) else torch.device("cpu"))
-        options: dict[str, Any] = {"device": device, "batch": self.batch, "symmetry": self.symmetry}
+        options: dict[str, Any] = {"device": device, "batch": self.batch, "symmetry": self.symmetry, "head": head}
         if len(shape) == self.spatial_dims:
             yield from pieces(volume, ask, layout, **options)
             return
@@ -109,11 +114,14 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             for piece in pieces(image, ask, layout, **options):
                 yield Piece((*piece.core, here), (*piece.box, here), piece.logits.unsqueeze(-1))
 
-    def layout(self, volume: Volume, network: Any, slack: bool = True) -> Layout:
+    def layout(self, volume: Volume, network: Any, slack: bool = True, head: Any = None) -> Layout:
         """The tiles of a volume (C, *spatial), or of each of its slices; the arguments are those of `pieces`.
 
         Raises BudgetError where the memory that is allowed does not suffice.
         """
+        needs = footprint(network, int(volume.shape[0]), self.spatial_dims)
+        if needs is not None and head is not None:
+            needs = replace(needs, head=int(head.out_channels))
         return lay_tiles(
             network,
             tuple(volume.shape[1 : self.spatial_dims + 1]),
@@ -122,7 +130,7 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             patch=self.patch,
             overlap=self.overlap,
             slack=slack or self.symmetry != "none",
-            footprint=footprint(network, int(volume.shape[0]), self.spatial_dims),
+            footprint=needs,
             memory=self.allowed(_device_of(network, torch.device("cpu"))) / self.batch,
         )
 

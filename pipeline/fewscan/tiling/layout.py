@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewscan.errors import BudgetError
 from fewscan.networks.bare import bare
-from fewscan.tiling.memory import OVERHEAD, Footprint
+from fewscan.tiling.memory import Footprint
 from fewscan.tiling.tiles import Tile, blend_tiles, cheapest_tile, exact_tiles, valid_tiles
 
 DEFAULT_TILE = {2: 1024, 3: 160}
@@ -130,8 +130,8 @@ def _blended(
     if footprint is not None:  # a pass, the sums of one more plane than a patch has, and two copies of a core
         planes = math.prod(min(patch[a] + 1, n) if a == axis else n for a, n in enumerate(shape))
         core = max(math.prod(along.stop - along.start + 1 for along in tile.core) for tile in tiles)
-        sums = 4 * (footprint.classes + 1) * (planes + 2 * core)
-        held = OVERHEAD * footprint.bytes * math.prod(patch) + sums
+        sums = 4 * ((footprint.head or footprint.classes) + 1) * (planes + 2 * core)
+        held = (footprint.read + footprint.decided) * math.prod(patch) + sums
     return Layout(tuple(shape), tiles, 0, 1, gaussian(patch), held, axis, zeros=monai)
 
 
@@ -148,9 +148,10 @@ def _exact(
     if tile is None:
         tile = (DEFAULT_TILE[len(shape)],) * len(shape)
         if footprint is not None and not valid:
-            voxels = sys.maxsize if memory is None else int(memory / (OVERHEAD * footprint.bytes))
+            voxels = sys.maxsize if memory is None else int(memory / footprint.read)
+            ratio = footprint.decided / footprint.read
             try:
-                tile = cheapest_tile(shape, halo=module.halo + more, stride=stride, voxels=voxels)
+                tile = cheapest_tile(shape, halo=module.halo + more, stride=stride, voxels=voxels, core=ratio)
             except ValueError as problem:
                 raise BudgetError(f"{problem}, as {(memory or 0) / 2**30:.2f} GiB hold: allow more memory") from None
     if valid:
@@ -161,7 +162,8 @@ def _exact(
     layout = Layout(tuple(shape), tiles, module.halo if valid else 0, stride, None)
     if footprint is None:
         return layout
-    return replace(layout, bytes=OVERHEAD * footprint.bytes * math.prod(layout.read))
+    decided = max(math.prod(along.stop - along.start + 1 for along in one.core) for one in tiles)
+    return replace(layout, bytes=footprint.read * math.prod(layout.read) + footprint.decided * decided)
 
 
 def _shown(size: Sequence[int]) -> str:

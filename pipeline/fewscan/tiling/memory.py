@@ -34,7 +34,19 @@ class Footprint:
     bytes: float
     """For each voxel that is read: of tensors at the peak of a forward pass in float32, and of columns, see below."""
     classes: int
-    """That it answers."""
+    """That it answers; of a network that is split, the maps that its head makes classes of."""
+    head: int = 0
+    """Classes that a head makes of these, see `fewscan.tiling.OverlapTileInferer.pieces`."""
+
+    @property
+    def read(self) -> float:
+        """Bytes on a CPU for each voxel that is read; OpenVINO holds the answer in two layouts besides."""
+        return OVERHEAD * self.bytes + 2 * 4 * self.classes
+
+    @property
+    def decided(self) -> float:
+        """Bytes for each voxel that a head answers: its logits, in the convolution's layout and in rows."""
+        return 2 * 4 * self.head
 
 
 def footprint(network: Any, channels: int, dims: int) -> Footprint | None:

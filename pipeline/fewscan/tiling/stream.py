@@ -48,7 +48,14 @@ class Piece:
 
 
 def pieces(
-    volume: Volume, ask: Ask, layout: Layout, *, device: torch.device, batch: int = 1, symmetry: str = "none"
+    volume: Volume,
+    ask: Ask,
+    layout: Layout,
+    *,
+    device: torch.device,
+    batch: int = 1,
+    symmetry: str = "none",
+    head: Ask | None = None,
 ) -> Iterator[Piece]:
     """The answer for a volume (C, *spatial), a core at a time.
 
@@ -62,9 +69,10 @@ def pieces(
         device: of the network; answers stay there.
         batch: tiles given to the network at once.
         symmetry: see `fewscan.tiling.OverlapTileInferer`.
+        head: makes logits of what `ask` answers, each voxel's by itself; None where these are the logits.
     """
     answers = _answers(volume, ask, layout, device, batch, copies(symmetry, len(layout.shape)))
-    return _single(answers, layout) if layout.window is None else _blended(answers, layout)
+    return _single(answers, layout, head) if layout.window is None else _blended(answers, layout, head)
 
 
 def copies(symmetry: str, dims: int) -> list[tuple[tuple[int, ...], bool]]:
@@ -124,8 +132,10 @@ def _answers(
             answer = answer / len(turns) if len(turns) > 1 else answer
             mean = answer if mean is None else mean + answer
         assert mean is not None  # there is always a turn
-        for tile, answer in zip(group, mean, strict=True):
-            yield tile, tuple(along.start + layout.margin for along in tile.read), answer
+        many, mean = list(mean), None
+        del answer
+        for tile in group:
+            yield tile, tuple(along.start + layout.margin for along in tile.read), many.pop(0)
 
 
 def _turned(tiles: Tensor, ask: Ask, mirrored: list[int], swapped: bool) -> Tensor:
@@ -137,21 +147,31 @@ def _turned(tiles: Tensor, ask: Ask, mirrored: list[int], swapped: bool) -> Tens
     return answer.to(torch.promote_types(answer.dtype, torch.float32))
 
 
-def _single(answers: Iterator[Answer], layout: Layout) -> Iterator[Piece]:
+def _single(answers: Iterator[Answer], layout: Layout, head: Ask | None) -> Iterator[Piece]:
     """Cores of tiles: each voxel has one answer."""
     for tile, start, answer in answers:
         core = inside(tile.core, layout.shape)
         ends = zip(core, start, answer.shape[1:], layout.shape, strict=True)
         box = tuple(slice(c.start, min(c.stop + 1, s + size, n)) for c, s, size, n in ends)
-        yield Piece(core, box, answer[:, *relative(box, start)])
+        own = answer[:, *relative(box, start)]
+        yield Piece(core, box, own if head is None else _by(head, own))
+        del own, answer  # before the next tile is answered
 
 
-def _blended(answers: Iterator[Answer], layout: Layout) -> Iterator[Piece]:
+def _by(head: Ask, maps: Tensor) -> Tensor:
+    """(maps, *spatial) -> (classes, *spatial), float32 at least."""
+    answer = head(maps[None])[0]
+    return answer.to(torch.promote_types(answer.dtype, torch.float32))
+
+
+def _blended(answers: Iterator[Answer], layout: Layout, head: Ask | None) -> Iterator[Piece]:
     """Cores of patches: weighted means of all patches that reach them, each as soon as there is no further one."""
     slab: Slab | None = None
     for tile, start, answer in answers:
+        answer = answer if head is None else _by(head, answer)
         slab = Slab(layout, answer) if slab is None else slab
         slab.add(answer, start)
+        del answer
         if all(along.start < along.stop for along in tile.core):
             box = inside([slice(along.start, along.stop + 1) for along in tile.core], layout.shape)
             yield Piece(tile.core, box, slab.mean(box))

@@ -102,12 +102,12 @@ def blend_tiles(shape: Sequence[int], patch: Sequence[int], overlap: float, *, s
     return _product(along)
 
 
-def cheapest_tile(shape: Sequence[int], *, halo: int, stride: int, voxels: int) -> tuple[int, ...]:
+def cheapest_tile(shape: Sequence[int], *, halo: int, stride: int, voxels: int, core: float = 0.0) -> tuple[int, ...]:
     """The read of exact tiles that evaluates the fewest voxels in all, of those with at most so many voxels.
 
     Args:
         shape, halo, stride: as for `exact_tiles`.
-        voxels: of one reading.
+        voxels: of one reading, and `core` times those that it decides.
 
     Raises ValueError where the smallest reading, 2 x halo + stride along each long axis, has more.
     """
@@ -115,7 +115,8 @@ def cheapest_tile(shape: Sequence[int], *, halo: int, stride: int, voxels: int) 
     best: tuple[int, tuple[int, ...]] | None = None
     for choice in itertools.product(*along):
         reads = tuple(read for read, _ in choice)
-        if math.prod(reads) <= voxels:
+        decided = math.prod(read if count == 1 else read - halo for read, count in choice)  # at an end, the most
+        if math.prod(reads) + core * decided <= voxels:
             cost = math.prod(read * count for read, count in choice)
             if best is None or (cost, reads) < best:
                 best = cost, reads
