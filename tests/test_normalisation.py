@@ -66,3 +66,29 @@ def test_parts_of_a_prepared_volume_are_bit_for_bit_those_of_the_whole(tmp_path,
         box = (slice(None), *(slice(*pair) for pair in ends))
         assert torch.equal(volume[box], whole[box])
     assert torch.equal(volume[(slice(1, 2), *box[1:])], whole[(slice(1, 2), *box[1:])])
+
+
+class Counted:
+    """An array that remembers the largest part that was read."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.strides, self.most = array, array.shape, array.strides, 0
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, box):
+        part = self.array[box]
+        self.most = max(self.most, part.size)
+        return part
+
+
+def test_of_a_finer_scan_little_is_read_at_once(monkeypatch):
+    """Also where the whole is asked for: 60 x 60 x 60 voxels for 6 x 6 x 6 places."""
+    scan = Grid((60, 60, 60), np.diag([-1.0, -1.0, 1.0, 1.0]))
+    array = Counted(np.random.default_rng(0).random((1, 60, 60, 60), np.float32))
+    whole = to_network_grid(torch.from_numpy(array.array), scan, (10.0,) * 3)[0]
+    volume = PreparedVolume(array, scan, [Normalisation(0.0, 1.0, 0.0, 1.0)], (10.0,) * 3, None)
+    monkeypatch.setattr("fewscan.prepared.SLAB", 60 * 60 * 10)
+    assert torch.equal(volume.whole(), whole)
+    assert array.most <= 60 * 60 * 20  # a place looks ten voxels to either side

@@ -48,7 +48,13 @@ class Arrays:
             )
         with tempfile.TemporaryFile(dir=self.folder) as file:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here and not a crash later
+                try:  # a full disk is an error here and not a crash later
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as problem:
+                    raise FewscanError(
+                        f"{self.folder}: a temporary file of {size / 1e9:.1f} GB is needed ({problem.strerror}); make "
+                        "room, or choose an --output on another disk"
+                    ) from problem
             return np.memmap(file, np.dtype(dtype), "w+", shape=tuple(shape), order="F" if order == "F" else "C")
 
     def holds(self, size: int) -> bool:
@@ -60,8 +66,13 @@ IN_MEMORY_ONLY = Arrays()
 
 
 def release(array: Any) -> None:
-    """Let the pages of an array in a file leave this process's memory; they come back from the file when asked for."""
+    """Let the pages of an array in a file leave this process's memory; they come back from the file when asked for.
+
+    Not of a map whose changes are not written to the file ("c"): they would be lost.
+    """
     mapped = getattr(array, "_mmap", None)
+    if getattr(array, "mode", "c") == "c":
+        return
     if mapped is not None and hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 

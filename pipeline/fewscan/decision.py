@@ -99,7 +99,7 @@ def largest(values: Tensor) -> Tensor:
     times for 20: here bytes are compared, in parts that stay in a processor's cache.
     """
     winner = torch.zeros_like(values[0], dtype=torch.uint8 if len(values) <= 256 else torch.int16)
-    rows = max(1, IN_CACHE // max(1, math.prod(values.shape[2:])))
+    rows = max(1, IN_CACHE // max(1, math.prod(values.shape[2:])) if values.device.type == "cpu" else values.shape[1])
     for first in range(0, values.shape[1], rows):
         part, place = values[:, first : first + rows], winner[first : first + rows]
         best, wins = part[0].clone(), torch.empty_like(place)

@@ -188,6 +188,7 @@ class DecideLabelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
         for k in range(classes.shape[2]):
             values[..., k] = self.table.to_values(classes[..., k])
             release(values)
+            release(classes)
         return values
 
 

@@ -109,3 +109,14 @@ def test_of_many_classes_tiles_are_larger_where_a_head_answers_cores_alone():
     cores = [np.prod([along.stop - along.start + 1 for along in tile.core]) for tile in parted.tiles]
     assert needs.read * np.prod(parted.read) + 800 * max(cores) == parted.bytes <= memory
     assert 5 * parted.evaluated < whole.evaluated
+
+
+def test_fixed_tiles_and_valid_networks_keep_to_the_memory_too():
+    network, valid = UNet(3, 1, 3, widths=(4, 8)), UNet(3, 1, 3, widths=(4, 8), padding="valid")
+    needs = footprint(network, 1, 3)
+    with pytest.raises(BudgetError, match=r"exact tiles of 64 x 64 x 64 need .* GiB, .* are allowed"):
+        lay_tiles(network, (200, 200, 64), tile=(64,) * 3, footprint=needs, memory=needs.read * 63**3)
+    needs = footprint(valid, 1, 3)
+    for side in (64, 90, 120):
+        layout = lay_tiles(valid, (200, 200, 64), footprint=needs, memory=needs.read * side**3)
+        assert side**3 / 4 < np.prod(layout.read) <= side**3

@@ -190,3 +190,15 @@ def test_a_head_on_cores_gives_the_networks_logits(padding, mode, symmetry):
         assert piece.logits.shape == expected.shape
         assert (piece.logits - expected).abs().max() <= 1e-12 * whole.abs().max()
     assert sum(np.prod([along.stop - along.start for along in piece.core]) for piece in found) == 61 * 37
+
+
+@pytest.mark.parametrize(
+    "options", [{"tile": (24, 24)}, {"patch": (16, 16), "mode": "blend"}, {"patch": (16, 16), "mode": "monai"}]
+)
+def test_it_works_where_gradients_are_recorded_too(options):
+    torch.manual_seed(0)
+    network, volume = UNet(2, 1, 2, widths=(3, 4)).eval(), torch.rand(1, 1, 40, 33)
+    inferer = OverlapTileInferer(2, symmetry="mirror", **options)
+    with torch.inference_mode():
+        expected = inferer(volume, network)
+    assert torch.equal(inferer(volume, network).detach(), expected)

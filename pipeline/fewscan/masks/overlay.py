@@ -143,7 +143,8 @@ def _values_in(values: NDArray[Any]) -> set[int]:
 
 def _upright(plane: NDArray[Any], normal: int) -> NDArray[Any]:
     """A plane (first axis, second axis) as rows from the top: front up in axial planes, head up in the others."""
-    return plane.T if normal == 2 else plane.T[::-1]
+    step = max(1, max(plane.shape) // (2 * _SINGLE_PANEL))  # of large planes no more than can be seen
+    return (plane.T if normal == 2 else plane.T[::-1])[::step, ::step]
 
 
 def _shown(image: NDArray[Any], normal: int, at: int, window: tuple[float, float]) -> RGBPicture:

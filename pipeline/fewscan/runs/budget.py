@@ -10,6 +10,8 @@ from fewscan.errors import BudgetError
 GIB = 2**30
 PROGRAM = 1.0
 """GiB of Python, torch, MONAI and a network, and of what is looked at of large arrays at once."""
+COPIES = 3
+"""Of the network's weights: torch's, and two of OpenVINO."""
 ARRAYS = 3
 """Arrays in memory at once, at most: the scan, the scan as the network sees it, and the labels."""
 SHARE = 16
@@ -28,8 +30,8 @@ class Budget:
     """What is planned, where something is."""
 
 
-def share_out(memory_gb: float | None, gpu_memory_gb: float | None, on_gpu: bool) -> Budget:
-    """The budget within GiB of memory and of a GPU's memory; None for no limit.
+def share_out(memory_gb: float | None, gpu_memory_gb: float | None, on_gpu: bool, weights: int = 0) -> Budget:
+    """The budget within GiB of memory and of a GPU's memory; None for no limit. `weights` are the network's bytes.
 
     Raises BudgetError where the program alone takes more, or a limit for a GPU is given that is not used.
     """
@@ -39,15 +41,16 @@ def share_out(memory_gb: float | None, gpu_memory_gb: float | None, on_gpu: bool
         words = None if gpu_memory_gb is None else f"memory: at most {gpu_memory_gb:g} GiB of the GPU for tiles"
         return Budget(IN_MEMORY, gpu_memory_gb, words)
     array = int(min(IN_MEMORY, memory_gb * GIB / SHARE))
-    rest = memory_gb - PROGRAM - ARRAYS * array / GIB
+    program = PROGRAM + COPIES * weights / GIB
+    rest = memory_gb - program - ARRAYS * array / GIB
     if rest <= 0:
         raise BudgetError(
-            f"--max-memory {memory_gb:g}: {PROGRAM:g} GiB of the program and {ARRAYS} arrays of {array / GIB:.2f} GiB "
-            "leave nothing for tiles; allow at least 2"
+            f"--max-memory {memory_gb:g}: {program:.2f} GiB of the program and {ARRAYS} arrays of {array / GIB:.2f} "
+            f"leave nothing for tiles; allow at least {program + 1:.1f}"
         )
     words = (
-        f"memory: at most {memory_gb:g} GiB: {PROGRAM:g} the program, {ARRAYS} x {array / GIB:.2f} arrays (larger ones "
-        f"lie in raw temporary files)"
+        f"memory: at most {memory_gb:g} GiB: {program:.2f} the program, {ARRAYS} x {array / GIB:.2f} arrays (larger "
+        "ones lie in raw temporary files)"
     )
     if on_gpu:
         limit = "" if gpu_memory_gb is None else f"; at most {gpu_memory_gb:g} GiB of the GPU for tiles"

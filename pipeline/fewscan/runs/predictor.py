@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fewscan.arrays import IN_MEMORY_ONLY, Arrays
 from fewscan.bundle import parsed, provenance, read_json, refuse_markup
 from fewscan.decision import Decision
-from fewscan.errors import BundleError, first_line
+from fewscan.errors import BudgetError, BundleError, first_line
 from fewscan.files import sha256
 from fewscan.grid import Affine, Grid
 from fewscan.network_grid import Way
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 LESS = 0.6
 """Of the memory that tiles took, where a GPU's did not suffice."""
-SMALLEST = 0.01
-"""GiB below which smaller tiles cannot be the way out."""
 
 
 class Predictor:
@@ -52,7 +50,12 @@ class Predictor:
         device: for example "cpu" or "cuda:1"; None takes the bundle's own choice.
         members: files of weights of the bundle's network; then the mean of their softmaxes decides, and the bundle's
             own weights are not used.
-        backend: of `fewscan.tiling.backend.BACKENDS`, what runs the network where labels are decided in parts.
+        backend: of `fewscan.tiling.BACKENDS`, what runs the network where labels are decided in parts.
+
+    Raises BundleError where the bundle cannot be used, or OpenVINO is asked for and cannot run it.
+
+    Attributes:
+        notes: what was decided on the way to the last answer, in words.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Predictor:
         self.postprocessing = Compose(deciding)
         self.decide = _deciding(deciding, self.inferer)
         self.reading = _reading(self.preprocessing.transforms)
-        self._notes: list[str] = []
+        self.notes: list[str] = []
         networks = [_loaded(file, copy.deepcopy(self.network), config) for file in weights]
         self.network = Ensemble(networks) if members else networks[0]
         self.spec: dict[str, Any] = {
@@ -93,6 +96,10 @@ class Predictor:
             if self.spec["backend"] == "openvino":
                 self.ask = OpenVinoNetwork(self.body)
                 self.spec["openvino"] = version("openvino")
+        elif backend == "openvino":
+            raise BundleError(
+                f"{config}: has steps of its own behind the network, which torch runs; leave --backend out"
+            )
         self.allow(None)
         if members:
             hashes = [sha256(file) for file in members]
@@ -101,18 +108,13 @@ class Predictor:
                 "ensemble": hashes,
             }
 
-    @property
-    def notes(self) -> list[str]:
-        """What was decided on the way, in words."""
-        return self._notes + (self.ask.notes if isinstance(self.ask, OpenVinoNetwork) else [])
-
     def allow(self, tile_memory_gb: float | None) -> None:
         """Give tiles as many GiB on the device; None for what the bundle's inferer takes by itself."""
         from fewscan.tiling import OverlapTileInferer
 
         if isinstance(self.inferer, OverlapTileInferer):  # decides the tiles, and they the last bits
             if tile_memory_gb is not None:
-                self.inferer.memory_gb = tile_memory_gb
+                self.inferer.memory_gb = round(tile_memory_gb, 2)
             self.spec["tile_memory_gb"] = round(self.inferer.allowed(self.device) / 2**30, 2)
 
     def __call__(
@@ -125,6 +127,7 @@ class Predictor:
             array: what `scan.read()` gives, where that is at hand.
             empty: makes the large arrays that are needed.
         """
+        self.notes.clear()
         with torch.inference_mode():
             if self.decide is None:
                 data = self.prepare(scan)
@@ -141,6 +144,19 @@ class Predictor:
             small = empty.holds(4 * math.prod(prepared.shape))
             return self._stream(prepared.whole() if small else prepared, prepared.affine, scan.grid, self.decide, empty)
 
+    def shape(self, scan: Scan) -> tuple[int, ...]:
+        """(C, *spatial) of a scan as the network sees it; where the bundle has preprocessing of its own, as it is."""
+        if self.reading is None:
+            return (len(scan.channels), *scan.grid.shape)
+        to_grid = self.reading[1]
+        way = Way.to_network(scan.grid, to_grid.spacing, to_grid.slice_axis)
+        return (len(scan.channels), *way.target.shape)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the network's parameters."""
+        return sum(weight.nbytes for weight in self.network.parameters())
+
     def layout(self, scan: Scan) -> Layout | None:
         """The tiles of a scan; None where they are not known before it is read, or cannot be laid at all.
 
@@ -148,11 +164,8 @@ class Predictor:
         """
         if self.decide is None or self.reading is None:
             return None
-        to_grid = self.reading[1]
-        way = Way.to_network(scan.grid, to_grid.spacing, to_grid.slice_axis)
-        shape = (len(scan.channels), *way.target.shape)
         try:
-            volume = np.broadcast_to(np.float32(0), shape)
+            volume = np.broadcast_to(np.float32(0), self.shape(scan))
             layout: Layout = self.inferer.layout(volume, self.body, head=self.head)
         except ValueError:  # said when the scan's turn comes
             return None
@@ -162,6 +175,7 @@ class Predictor:
         self, volume: Volume, affine: Affine, scan: Grid, decide: DecideLabelsd, empty: Arrays
     ) -> NDArray[np.integer]:
         """Labels as soon as a piece of the answer is there, which never exists as a whole."""
+        known = len(self.ask.notes) if isinstance(self.ask, OpenVinoNetwork) else 0
         while True:
             decision, answered = Decision(volume.shape[1:], affine, scan, empty), 0
             try:
@@ -171,20 +185,31 @@ class Predictor:
                         decision.add(piece.logits, piece.box, piece.core)
                         answered = len(piece.logits)
                         del piece  # before the next one is made
+                if isinstance(self.ask, OpenVinoNetwork):
+                    self.notes += self.ask.notes[known:]
                 return decide.values(decision, answered)
             except torch.OutOfMemoryError:
-                if self.inferer.allowed(self.device) < SMALLEST * 2**30:
+                if not self._take_less(volume, not decision.aligned):
                     raise
-                self._take_less()
 
-    def _take_less(self) -> None:
-        """Smaller tiles from here on, whose answer is the same but for rounding."""
-        self.inferer.memory_gb = LESS * self.inferer.allowed(self.device) / 2**30
+    def _take_less(self, volume: Volume, slack: bool) -> bool:
+        """Whether tiles can be smaller, which they are from here on; their answer is the same but for rounding."""
+        former, before = self.inferer.memory_gb, self.inferer.layout(volume, self.body, slack, self.head)
+        taken = self.inferer.allowed(self.device) if before.bytes is None else before.bytes
+        self.inferer.memory_gb = LESS * min(taken, self.inferer.allowed(self.device)) / 2**30
+        try:
+            smaller = self.inferer.layout(volume, self.body, slack, self.head).read != before.read
+        except BudgetError:
+            smaller = False
+        if not smaller:
+            self.inferer.memory_gb = former
+            return False
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._notes.append(
+        self.notes.append(
             f"the memory of {self.device} did not suffice: tiles take {self.inferer.memory_gb:.2f} GiB from here on"
         )
+        return True
 
     def prepare(self, scan: Scan) -> dict[str, Any]:
         """`image`: the scan as the network sees it, a MetaTensor (channel, *spatial) on the network's grid."""

@@ -98,7 +98,7 @@ def segment(
         ]
         return report
     predictor = Predictor(bundle, device, members, backend)
-    budget = share_out(max_memory, max_gpu_memory, predictor.device.type == "cuda")
+    budget = share_out(max_memory, max_gpu_memory, predictor.device.type == "cuda", predictor.weight_bytes)
     predictor.allow(budget.tile_memory_gb)
     _say_what_is_planned(budget, found.scans, predictor)
     ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays})
@@ -202,7 +202,9 @@ def _say_what_is_planned(budget: Budget, scans: Sequence[Scan], predictor: Predi
     if budget.words is None:
         return
     print(budget.words)
-    largest = max(scans, key=lambda scan: math.prod(scan.grid.shape))
+    if predictor.decide is None or predictor.reading is None:
+        print("this bundle has steps of its own: its scans are held as wholes, which is not planned")
+    largest = max(scans, key=lambda scan: math.prod(predictor.shape(scan)))
     layout = predictor.layout(largest)
     if layout is not None:
         held = "" if layout.bytes is None else f", about {layout.bytes / GIB:.2f} GiB at once"

@@ -48,9 +48,12 @@ def _fill(volume: NDArray[np.float32], scan: Scan) -> None:
                 volume[k][padding] = np.nan  # until the smallest of all is known
         release(volume)
     if padded:
-        smallest = min([smallest, *(volume[k].min() for k in whole)])
+        for k in whole:
+            smallest = min(smallest, volume[k].min())
+            release(volume)
         for k in padded:
             np.copyto(volume[k], smallest if np.isfinite(smallest) else 0, where=np.isnan(volume[k]))
+            release(volume)
 
 
 def _planes(

@@ -104,8 +104,9 @@ def read_tiff(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     path = scan.files[0]
     with _tiff(path) as file:
         series = file.series[0]
+        data = empty(series.shape, series.dtype)
         try:
-            data = series.asarray(out=empty(series.shape, series.dtype))
+            data = series.asarray(out=data)
         except Exception as problem:  # the codecs raise types of their own
             raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem)})") from problem
         arranged = _arranged(data, series.axes)[: len(scan.channels)]

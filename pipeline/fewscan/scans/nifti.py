@@ -53,13 +53,14 @@ def read_nifti(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     file. Raises ScanError where the file is cut short or damaged: the whole of it is checked.
     """
     path = scan.files[0]
-    proxy = _load(path).dataobj
+    proxy = _load(path, "c" if empty.folder is None else "r").dataobj
     scaled, shape = _is_scaled(proxy), (*scan.grid.shape, len(scan.channels))
+    mapped = not (scaled or _is_gzip(path)) and proxy.dtype.isnative
+    data = None if mapped else empty(shape, np.float32 if scaled else proxy.dtype.newbyteorder("="), "F")
     try:
-        if not (scaled or _is_gzip(path)) and proxy.dtype.isnative:
-            data: NDArray[Any] = np.asanyarray(proxy.get_unscaled()).reshape(shape, order="F")
+        if data is None:
+            data = np.asanyarray(proxy.get_unscaled()).reshape(shape, order="F")
         else:
-            data = empty(shape, np.float32 if scaled else proxy.dtype.newbyteorder("="), "F")
             _fill(data, path, proxy)
     except _DAMAGE as problem:
         raise ScanError(_damaged(path, problem)) from problem
@@ -110,13 +111,13 @@ def _is_gzip(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, mmap: str = "c") -> Any:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        image = nibabel.load(path)
+        image = nibabel.load(path, mmap=mmap)
     except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as problem:
         raise ScanError(f"{path}: is no NIfTI file ({_first_line(problem)})") from problem
     if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is a subclass

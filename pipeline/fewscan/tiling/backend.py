@@ -104,7 +104,11 @@ class OpenVinoNetwork:
             if answer is not None:
                 return answer
         if self._right[alike]:
-            return self._converted(tile, example)
+            try:
+                return self._converted(tile, example)
+            except Exception as problem:  # another shape than that of the check
+                self._note(f"torch computes a tile of {shape}, as OpenVINO could not: {first_line(problem)}")
+                self._converted.forget(tile)
         return self._by_torch(tile)
 
     def _by_torch(self, tiles: Tensor) -> Tensor:

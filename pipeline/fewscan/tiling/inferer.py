@@ -30,6 +30,8 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
     whole volume, mirrored at its end to the stride (within 1e-5 of max |logit| in float32). All other networks, and
     networks with instance norm, get overlapping patches of size `patch`, averaged under a Gaussian.
 
+    Blended answers carry no gradients.
+
     A 2D network takes a 3D volume slice by slice along the last axis. The volume stays where it is; tiles go to
     the network's device, and answers come back to the volume's.
 
@@ -122,6 +124,8 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
         needs = footprint(network, int(volume.shape[0]), self.spatial_dims)
         if needs is not None and head is not None:
             needs = replace(needs, head=int(head.out_channels))
+        if needs is not None:
+            needs = replace(needs, turned=self.symmetry != "none")
         return lay_tiles(
             network,
             tuple(volume.shape[1 : self.spatial_dims + 1]),

@@ -145,6 +145,7 @@ def _exact(
 ) -> Layout:
     stride, more = module.stride, module.stride if slack else 0
     valid = getattr(module, "padding", "same") == "valid"
+    chosen = tile is None
     if tile is None:
         tile = (DEFAULT_TILE[len(shape)],) * len(shape)
         if footprint is not None and not valid:
@@ -156,6 +157,11 @@ def _exact(
                 raise BudgetError(f"{problem}, as {(memory or 0) / 2**30:.2f} GiB hold: allow more memory") from None
     if valid:
         core = [min(max(t // stride, 1), -(-n // stride)) * stride for t, n in zip(tile, shape, strict=True)]
+        around = 2 * module.halo + module.surplus + more
+        if chosen and footprint is not None and memory is not None:
+            while max(core) > stride and footprint.read * math.prod(c + around for c in core) > memory:
+                axis = core.index(max(core))
+                core[axis] = -(-core[axis] // (2 * stride)) * stride
         tiles = valid_tiles(shape, core, margin=module.halo, surplus=module.surplus + more)
     else:
         tiles = exact_tiles(shape, tile, halo=module.halo + more, stride=stride)
@@ -163,7 +169,13 @@ def _exact(
     if footprint is None:
         return layout
     decided = max(math.prod(along.stop - along.start + 1 for along in one.core) for one in tiles)
-    return replace(layout, bytes=footprint.read * math.prod(layout.read) + footprint.decided * decided)
+    layout = replace(layout, bytes=footprint.read * math.prod(layout.read) + footprint.decided * decided)
+    if memory is not None and layout.bytes is not None and layout.bytes > memory:
+        raise BudgetError(
+            f"exact tiles of {_shown(layout.read)} need {layout.bytes / 2**30:.2f} GiB, {memory / 2**30:.2f} are "
+            "allowed: allow more memory, or smaller tiles"
+        )
+    return layout
 
 
 def _shown(size: Sequence[int]) -> str:

@@ -37,11 +37,13 @@ class Footprint:
     """That it answers; of a network that is split, the maps that its head makes classes of."""
     head: int = 0
     """Classes that a head makes of these, see `fewscan.tiling.OverlapTileInferer.pieces`."""
+    turned: bool = False
+    """Whether the answers of several turns of a tile are averaged: their sum is held, and one turned back."""
 
     @property
     def read(self) -> float:
         """Bytes on a CPU for each voxel that is read; OpenVINO holds the answer in two layouts besides."""
-        return OVERHEAD * self.bytes + 2 * 4 * self.classes
+        return OVERHEAD * self.bytes + (5 if self.turned else 2) * 4 * self.classes
 
     @property
     def decided(self) -> float:
@@ -71,7 +73,9 @@ def _counted(network: nn.Module, channels: int, dims: int) -> Footprint:
     if getattr(network, "padding", "same") == "valid":
         lost: Any = 2 * network.halo + network.surplus  # type: ignore[operator]  # torch: attributes may be modules
         size += lost
-    ghost = copy.deepcopy(network).to("meta").float().eval()
+    weights = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in network.parameters()}
+    buffers = {id(b): b.to("meta") for b in network.buffers()}
+    ghost = copy.deepcopy(network, {**weights, **buffers}).float().eval()  # no copy of the weights
     columns = _count_columns(ghost)
     with torch.inference_mode(), _Live() as live:
         answer = ghost(torch.empty((1, channels, *(size,) * dims), device="meta"))

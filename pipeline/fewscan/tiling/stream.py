@@ -130,7 +130,7 @@ def _answers(
             common = tuple(slice(n, n + end) for n, end in zip(back, ends, strict=True))
             answer = answer[(slice(None), slice(None), *common)]
             answer = answer / len(turns) if len(turns) > 1 else answer
-            mean = answer if mean is None else mean + answer
+            mean = answer if mean is None else mean.add_(answer) if not mean.requires_grad else mean + answer
         assert mean is not None  # there is always a turn
         many, mean = list(mean), None
         del answer
@@ -168,7 +168,7 @@ def _blended(answers: Iterator[Answer], layout: Layout, head: Ask | None) -> Ite
     """Cores of patches: weighted means of all patches that reach them, each as soon as there is no further one."""
     slab: Slab | None = None
     for tile, start, answer in answers:
-        answer = answer if head is None else _by(head, answer)
+        answer = (answer if head is None else _by(head, answer)).detach()  # sums are made in place
         slab = Slab(layout, answer) if slab is None else slab
         slab.add(answer, start)
         del answer
