@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--nnunet", metavar="PYTHON", help="of an environment with nnunetv2")
     parser.add_argument("--depths", type=int, nargs="+", default=[250, 1000], help="slices of memory's volumes")
     parser.add_argument("--side", type=int, default=512, help="pixels along both sides of those slices")
-    parser.add_argument("--memory-gb", type=float, default=3, help="GiB that memory's tiles may take")
+    parser.add_argument("--memory-gb", type=float, default=2.5, help="GiB that memory's tiles may take")
     parser.add_argument("--limit", type=float, help="minutes after which a run of memory is stopped; its peak counts")
     parser.add_argument("--more", type=shlex.split, default=[], help="arguments for every `fewscan segment`")
     parser.add_argument("--data", type=Path, help="images/ and labels/, for accuracy")
