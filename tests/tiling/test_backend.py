@@ -266,3 +266,31 @@ def test_what_cannot_be_is_refused(monkeypatch):
     assert choose_backend("auto", network, "cpu") == "eager"
     with pytest.raises(BundleError, match=r'pip install "fewscan\[openvino\]"'):
         choose_backend("openvino", network, "cpu")
+
+
+SIGNALS = """
+import os, signal, subprocess, sys
+import torch
+from fewscan.networks import UNet
+from fewscan.tiling.backend import OpenVinoNetwork
+
+ended = []
+network = OpenVinoNetwork(UNet(2, 1, 2, widths=(3, 4)).eval())
+with torch.inference_mode():
+    for side in (16, 24, 32, 40):
+        network(torch.rand(1, 1, side, side))
+assert not network.notes
+signal.signal(signal.SIGCHLD, lambda *_: ended.append(1))
+subprocess.run([sys.executable, "-c", "pass"], check=True)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print(len(ended), "child, then Ctrl-C")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO changes the stack of signals on Linux alone")
+def test_signals_are_handled_after_openvino_ran():
+    """By Python's own handlers; OpenVINO's stack for them is too small, and the process would end with SIGSEGV."""
+    done = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1 child, then Ctrl-C\n"), done.stderr

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from itertools import chain
 from math import ceil, prod
@@ -177,11 +180,9 @@ class _Converted:
                 "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,  # workers would share the same cores
             }
-            self.compiled[shape] = _openvino().Core().compile_model(self.models[example], "CPU", settings)
-        request = self.compiled[shape].create_infer_request()
-        answer = torch.empty(list(self.compiled[shape].output(0).shape))
-        request.set_output_tensor(0, _openvino().Tensor(answer.numpy(), shared_memory=True))  # no copy of its own
-        request.infer({0: tile.detach().contiguous().numpy()})
+            with _own_signal_stack():
+                self.compiled[shape] = _core().compile_model(self.models[example], "CPU", settings)
+        answer = torch.from_numpy(self.compiled[shape](tile.detach().contiguous().numpy())[0])
         return answer
 
     def forget(self, tile: Tensor) -> None:
@@ -200,6 +201,35 @@ def _openvino() -> Any:
     import openvino
 
     return openvino
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's devices, loaded once."""
+    return _openvino().Core()
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Keeps the stack on which this thread handles signals.
+
+    OpenVINO sets one of the smallest size, which a handler of Python runs out of: Ctrl-C or the end of a child process
+    would end the program with SIGSEGV.
+    """
+    set_stack = getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
+    former = _SignalStack()
+    kept = set_stack is not None and set_stack(None, ctypes.byref(former)) == 0
+    try:
+        yield
+    finally:
+        if kept and set_stack is not None:
+            set_stack(ctypes.byref(former), None)
 
 
 def _unfit(network: Any) -> str | None:
