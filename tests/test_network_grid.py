@@ -11,7 +11,8 @@ from scipy import ndimage
 from fewscan.decision import Decision
 from fewscan.errors import BundleError, GeometryError
 from fewscan.grid import Grid
-from fewscan.network_grid import labels_to_network_grid, linear_weights, to_network_grid
+from fewscan.network_grid import labels_to_network_grid, to_network_grid
+from fewscan.taps import linear_weights
 from fewscan.transforms import ToNetworkGridd
 
 SHAPE, SPACING = (25, 22, 9), (0.9, 0.8, 2.5)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release
 from fewscan.grid import Affine, Grid
-from fewscan.network_grid import are_voxels, in_scan_order, linear_weights, refuse_not_finite, resample_axis
+from fewscan.network_grid import are_voxels, in_scan_order, refuse_not_finite
+from fewscan.taps import linear_weights, resample_axis
 
 IN_CACHE = 2**18
 """Voxels whose largest values are found at once."""

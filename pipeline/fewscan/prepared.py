@@ -14,7 +14,8 @@ from torch import Tensor
 from fewscan.arrays import SLAB, release
 from fewscan.grid import Affine, Grid
 from fewscan.intensity import Normalisation
-from fewscan.network_grid import Way, resample_axis
+from fewscan.network_grid import Way
+from fewscan.taps import resample_axis
 
 
 class PreparedVolume:

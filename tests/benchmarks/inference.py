@@ -193,15 +193,18 @@ def end_to_end(options: argparse.Namespace, work: Path) -> None:
     with parsed(bundle / "configs" / "inference.json", "cpu") as built:
         network = built("network_def")
     network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
-    torch.save(network.eval(), work / "network.pt")
+    torch.save(network.eval().state_dict(), work / "network.pt")
     threads = options.threads or torch.get_num_threads()
     rows: dict[str, Ran] = {}
 
     for peer, python in (("monai", sys.executable), ("nnunet", options.nnunet)):
         if python is None:
             continue
+        channels, classes = len(settings["channels"]), len(settings["labels"]) + 1
+        options_of = {k: v for k, v in settings["network_def"].items() if k in ("widths", "norm", "strides", "dropout")}
         job = {"scan": str(scan), "mask": str(work / f"{peer}.nii.gz"), "network": str(work / "network.pt")}
-        job |= {"patch": patch, "window": settings["intensity_window"], "classes": len(settings["labels"]) + 1}
+        job |= {"patch": patch, "window": settings["intensity_window"], "classes": classes}
+        job["unet"] = {"spatial_dims": 3, "in_channels": channels, "classes": classes, **options_of}
         (work / f"{peer}.json").write_text(json.dumps(job))
         command = [python, str(Path(__file__).with_name("sliding_window.py")), peer, str(work / f"{peer}.json")]
         rows[peer] = ran = fresh(command, threads)

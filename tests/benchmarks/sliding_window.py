@@ -19,6 +19,8 @@ import nibabel
 import numpy as np
 import torch
 
+from fewscan.networks import UNet
+
 
 class Watched(torch.nn.Module):
     """A network that counts its seconds and voxels."""
@@ -81,7 +83,9 @@ def main() -> None:
     run = {"monai": monai, "nnunet": nnunet}[sys.argv[1]]
     __import__({"monai": "monai.inferers", "nnunet": "nnunetv2.inference.predict_from_raw_data"}[sys.argv[1]])
     started = time.perf_counter()
-    network = Watched(torch.load(job["network"], weights_only=False))
+    unet = UNet(**job["unet"])
+    unet.load_state_dict(torch.load(job["network"], weights_only=True))
+    network = Watched(unet.eval())
     with torch.inference_mode():
         run(job, network)
     took = {"seconds": time.perf_counter() - started, "network": network.seconds, "voxels": network.voxels}

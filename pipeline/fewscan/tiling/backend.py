@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from itertools import chain
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from fewscan.errors import BundleError, first_line
 from fewscan.networks.bare import bare
 from fewscan.tiling import BACKENDS
+from fewscan.tiling.signal_stack import own_signal_stack
 
 LOGITS = 2e-4
 """How far OpenVINO's logits may lie from torch's, of the largest |logit|."""
@@ -180,7 +179,7 @@ class _Converted:
                 "NUM_STREAMS": 1,
                 "ENABLE_CPU_PINNING": False,  # workers would share the same cores
             }
-            with _own_signal_stack():
+            with own_signal_stack():
                 self.compiled[shape] = _core().compile_model(self.models[example], "CPU", settings)
         answer = torch.from_numpy(self.compiled[shape](tile.detach().contiguous().numpy())[0])
         return answer
@@ -207,29 +206,6 @@ def _openvino() -> Any:
 def _core() -> Any:
     """OpenVINO's devices, loaded once."""
     return _openvino().Core()
-
-
-class _SignalStack(ctypes.Structure):
-    """`stack_t` of Linux."""
-
-    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
-@contextmanager
-def _own_signal_stack() -> Iterator[None]:
-    """Keeps the stack on which this thread handles signals.
-
-    OpenVINO sets one of the smallest size, which a handler of Python runs out of: Ctrl-C or the end of a child process
-    would end the program with SIGSEGV.
-    """
-    set_stack = getattr(ctypes.CDLL(None), "sigaltstack", None) if sys.platform == "linux" else None
-    former = _SignalStack()
-    kept = set_stack is not None and set_stack(None, ctypes.byref(former)) == 0
-    try:
-        yield
-    finally:
-        if kept and set_stack is not None:
-            set_stack(ctypes.byref(former), None)
 
 
 def _unfit(network: Any) -> str | None:
