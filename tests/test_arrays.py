@@ -54,3 +54,12 @@ def test_slabs_partition_an_array_across_its_slowest_axis(shape, size, order):
             assert part.size <= max(size, int(np.prod(whole_planes)))
             assert np.shares_memory(part.ravel(order="K"), array)  # in one piece of memory
     assert (array == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_values_are_counted_as_numpy_counts_them(monkeypatch, dtype):
+    monkeypatch.setattr(arrays, "COUNTED", 100)
+    values = np.random.default_rng(0).integers(0, 40, (13, 11, 9)).astype(dtype)
+    values[0, 0, 0] = 77
+    np.testing.assert_array_equal(arrays.count_values(values[::-1]), np.bincount(values.ravel()))
+    np.testing.assert_array_equal(arrays.count_values(values, 300), np.bincount(values.ravel(), minlength=300))

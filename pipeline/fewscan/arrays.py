@@ -19,6 +19,8 @@ IN_MEMORY = 2**29
 """Bytes of the largest array that is held in memory where nobody says otherwise."""
 SLAB = 2**20
 """Elements that are looked at once, of arrays that may not fit into memory."""
+COUNTED = 2**17
+"""Elements that are counted at once: counting makes 8 bytes of each."""
 
 
 class Arrays:
@@ -94,3 +96,15 @@ def slabs(array: NDArray[Any], axis: int | None = None) -> Iterator[tuple[tuple[
         box[axis] = slice(start, min(start + planes, n))
         yield tuple(box), array[tuple(box)]
         release(array)
+
+
+def count_values(array: NDArray[np.integer], many: int = 0) -> NDArray[np.int64]:
+    """How many elements hold each value from 0 to the largest, or to `many` - 1; none may be negative."""
+    counts = np.zeros(many, dtype=np.int64)
+    for _, part in slabs(array):
+        flat = part.ravel(order="K")
+        for first in range(0, flat.size, COUNTED):
+            found = np.bincount(flat[first : first + COUNTED], minlength=len(counts))
+            found[: len(counts)] += counts
+            counts = found
+    return counts

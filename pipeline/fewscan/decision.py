@@ -17,6 +17,8 @@ from fewscan.taps import linear_weights, resample_axis
 
 IN_CACHE = 2**18
 """Voxels whose largest values are found at once."""
+ON_GPU = 2**24
+"""Numbers of the network's grid, all classes, that are interpolated at once: a GPU is slow in small steps."""
 
 
 class Decision:
@@ -78,18 +80,19 @@ class Decision:
         there = [at[along] - start for at, along, start in zip(self.places, own, begun, strict=True)]
         if self.aligned:
             values = largest(logits).cpu().numpy()
-            voxels = [at.round().astype(np.int64) for at in there]
-            self._classes[tuple(own)] = values[np.ix_(*voxels)]
+            self._classes[tuple(own)] = values[tuple(map(_run, there))]
             release(self._classes)
             return
         taps = [linear_weights(at, n, 1.0) for at, n in zip(there, logits.shape[1:], strict=True)]
-        for number, k in enumerate(range(own[2].start, own[2].stop)):
-            here = slice(number, number + 1)
+        planes = 1 if logits.device.type == "cpu" else max(1, ON_GPU // (logits[..., 0].numel()))
+        for first in range(0, own[2].stop - own[2].start, planes):
+            here = slice(first, min(first + planes, own[2].stop - own[2].start))
             near = taps[2].needs(here)
             slab = torch.softmax(logits[..., near].float(), dim=0)
             slab = resample_axis(slab, 3, taps[2].part(here, near))
             slab = resample_axis(resample_axis(slab, 1, taps[0]), 2, taps[1])
-            self._classes[own[0], own[1], k] = largest(slab[..., 0]).cpu().numpy()
+            k = slice(own[2].start + here.start, own[2].start + here.stop)
+            self._classes[own[0], own[1], k] = largest(slab).cpu().numpy()
         release(self._classes)
 
 
@@ -109,6 +112,14 @@ def largest(values: Tensor) -> Tensor:
             torch.maximum(place, wins.mul_(number), out=place)
             torch.maximum(best, part[number], out=best)
     return winner
+
+
+def _run(places: NDArray[np.float64]) -> slice:
+    """Evenly spaced voxels, in rising or falling order, as a slice."""
+    first, last = round(places[0]), round(places[-1])
+    step = (last - first) // (len(places) - 1) if len(places) > 1 else 1
+    end = last + step
+    return slice(first, end if end >= 0 else None, step)
 
 
 def _owned(places: NDArray[np.float64], core: slice, n: int, aligned: bool) -> slice:

@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from fewscan.networks import UNet
-from fewscan.training import SegmentationLoss, lay_out
+from fewscan.networks import UNet, lay_out
+from fewscan.training import SegmentationLoss
 from fewscan.training.settings import NETWORK_DEF
 
 BATCH, PATCH = 2, {2: (224, 224), 3: (40, 56, 40)}

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from conftest import configure, write_volumes
-from fewscan.networks import FCN, SegNet, UNet
-from fewscan.training import SegmentationLoss, has_half_precision, lay_out
+from fewscan.networks import FCN, SegNet, UNet, lay_out
+from fewscan.training import SegmentationLoss, has_half_precision
 from fewscan.training.plan import plan
 from fewscan.training.run import train
 from fewscan.training.step import TrainingStep

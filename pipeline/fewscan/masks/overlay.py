@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fewscan.arrays import slabs
+from fewscan.arrays import count_values, slabs
 from fewscan.errors import FormatError
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
@@ -76,7 +76,7 @@ def draw_overlay(
     for normal in normals:
         at = _fullest(cuts_by, normal)
         picture = _shown(image if colours else image[:1], normal, at, window)
-        labels = _upright(values.take(at, normal), normal)
+        labels = _upright(_plane(values, normal, at), normal)
         across, down = (max(1, round(extent[axis] * scale)) for axis in range(3) if axis != normal)
         panels.append(_panel(picture, labels, (across, down), table))
     found = _values_in(values)
@@ -109,7 +109,7 @@ def write_side_by_side(
     drawn: list[Image.Image] = []
     legend: dict[str, tuple[int, int, int]] = {}
     for _, image, values, table in panels:
-        image, values = grid.in_lps(image)[:1], grid.in_lps(values).take(at, normal)
+        image, values = grid.in_lps(image)[:1], _plane(grid.in_lps(values), normal, at)
         picture = _shown(image, normal, at, _window(image))
         drawn.append(_panel(picture, _upright(values, normal), (across, down), table))
         present = _values_in(values)
@@ -138,7 +138,12 @@ def _fullest(values: NDArray[Any], normal: int) -> int:
 
 
 def _values_in(values: NDArray[Any]) -> set[int]:
-    return {value for _, part in slabs(values) for value in np.unique(part).tolist()}
+    return set(np.flatnonzero(count_values(values)).tolist())
+
+
+def _plane(values: NDArray[Any], normal: int, at: int) -> NDArray[Any]:
+    """A slice of (i, j, k); `ndarray.take` would copy all of an array that lies otherwise in memory."""
+    return values[(slice(None),) * normal + (at,)]
 
 
 def _upright(plane: NDArray[Any], normal: int) -> NDArray[Any]:
@@ -149,7 +154,7 @@ def _upright(plane: NDArray[Any], normal: int) -> NDArray[Any]:
 
 def _shown(image: NDArray[Any], normal: int, at: int, window: tuple[float, float]) -> RGBPicture:
     """The slice as (rows, columns, 3) bytes."""
-    planes = [_upright(channel.take(at, normal), normal).astype(np.float64) for channel in image]
+    planes = [_upright(_plane(channel, normal, at), normal).astype(np.float64) for channel in image]
     low, high = window
     scaled = [np.clip((plane - low) / (high - low), 0, 1) * 255 for plane in planes]
     return np.stack(scaled if len(scaled) == 3 else scaled * 3, axis=-1).astype(np.uint8)

@@ -23,7 +23,7 @@ from fewscan.errors import BudgetError, BundleError, first_line
 from fewscan.files import sha256
 from fewscan.grid import Affine, Grid
 from fewscan.network_grid import Way
-from fewscan.networks import UNet
+from fewscan.networks import UNet, lay_out
 from fewscan.networks.ensemble import Ensemble
 from fewscan.prepared import PreparedVolume
 from fewscan.scans import Scan
@@ -70,7 +70,7 @@ class Predictor:
             self.preprocessing = built("preprocessing")
             self.inferer = built("inferer")
             steps = built("postprocessing").transforms
-            self.network: torch.nn.Module = built("network_def").to(self.device).eval()
+            self.network: torch.nn.Module = lay_out(built("network_def").to(self.device)).eval()
         deciding = [step for step in steps if not type(step).__name__.startswith("SaveImage")]
         self.postprocessing = Compose(deciding)
         self.decide = _deciding(deciding, self.inferer)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fewscan.arrays import Arrays, slabs
+from fewscan.arrays import Arrays, count_values
 from fewscan.errors import BundleError, FewscanError, first_line
 from fewscan.files import replace_when_complete
 from fewscan.labels import LabelTable
@@ -158,7 +158,7 @@ def _one(
             except Exception as problem:  # a picture for the eye: the mask is complete without it
                 notes.append(f"no overlay: {first_line(problem)}")
         voxel_ml = scan.grid.voxel_mm3 / 1000
-        counts = _count(values, int(table.values.max()) + 1)
+        counts = count_values(values, int(table.values.max()) + 1)
         details = {
             "seconds": round(time.monotonic() - started, 2),
             "format": scan.format,
@@ -173,14 +173,6 @@ def _one(
         return {**_row(receipt), "status": "done"}
     except Exception as problem:  # whatever it is, the other scans go on
         return failed_row(scan.name, problem, ledger.output)
-
-
-def _count(values: NDArray[np.integer], many: int) -> NDArray[np.int64]:
-    """How many voxels hold each value from 0 on."""
-    counts = np.zeros(many, dtype=np.int64)
-    for _, part in slabs(values):
-        counts += np.bincount(part.ravel(order="K"), minlength=many)
-    return counts
 
 
 def _sweep(stem: Path) -> None:

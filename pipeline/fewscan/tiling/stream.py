@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,7 +62,7 @@ def pieces(
     """The answer for a volume (C, *spatial), a core at a time.
 
     What is held is `batch` tiles and their answers and, for blended patches, as many planes along the longest axis as a
-    patch has. Pieces do not depend on `batch` but for rounding, and never on what else is read.
+    patch has; on a GPU the next tiles are read meanwhile. Pieces do not depend on `batch` but for rounding, and never on what else is read.
 
     Args:
         volume: read in parts; mirrored beyond its ends, or zero there, as the layout says.
@@ -118,13 +120,20 @@ def _answers(
     where the volume ends, and is continued there, so that its cells lie otherwise and readings are shifted back.
     """
     shifts = [-n % layout.stride if len(turns) > 1 else 0 for n in layout.shape]
-    for first in range(0, len(layout.tiles), batch):
-        group = layout.tiles[first : first + batch]
+    backs = [[shift if axis in mirrored else 0 for axis, shift in enumerate(shifts)] for mirrored, _ in turns]
+    groups = [layout.tiles[first : first + batch] for first in range(0, len(layout.tiles), batch)]
+
+    def read_group(group: Sequence[Tile], back: Sequence[int]) -> Tensor:
+        boxes = [[slice(a.start - n, a.stop - n) for a, n in zip(tile.read, back, strict=True)] for tile in group]
+        tiles = torch.stack([read(volume, box, layout.zeros) for box in boxes])
+        return tiles.pin_memory() if device.type == "cuda" and tiles.device.type == "cpu" else tiles
+
+    jobs = [partial(read_group, group, back) for group in groups for back in backs]
+    stacks = _ahead(jobs) if device.type == "cuda" else (job() for job in jobs)
+    for group in groups:
         mean: Tensor | None = None
-        for mirrored, swapped in turns:
-            back = [shift if axis in mirrored else 0 for axis, shift in enumerate(shifts)]
-            boxes = [[slice(a.start - n, a.stop - n) for a, n in zip(tile.read, back, strict=True)] for tile in group]
-            tiles = torch.stack([read(volume, box, layout.zeros) for box in boxes]).to(device)
+        for (mirrored, swapped), back in zip(turns, backs, strict=True):
+            tiles = next(stacks).to(device, non_blocking=True)
             answer = _turned(tiles, ask, [axis + 2 for axis in mirrored], swapped)
             ends = [n - shift for n, shift in zip(answer.shape[2:], shifts, strict=True)]  # what all copies cover
             common = tuple(slice(n, n + end) for n, end in zip(back, ends, strict=True))
@@ -138,12 +147,22 @@ def _answers(
             yield tile, tuple(along.start + layout.margin for along in tile.read), many.pop(0)
 
 
+def _ahead(jobs: Sequence[Callable[[], Tensor]]) -> Iterator[Tensor]:
+    """What the jobs give, in their order; the next one is done in a thread of its own while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(jobs[0])
+        for job in jobs[1:]:
+            ready, coming = coming.result(), pool.submit(job)
+            yield ready
+        yield coming.result()
+
+
 def _turned(tiles: Tensor, ask: Ask, mirrored: list[int], swapped: bool) -> Tensor:
     """The answer for turned tiles, turned back; float32 at least."""
     tiles = tiles.flip(mirrored) if mirrored else tiles
     answer = ask(tiles.transpose(2, 3) if swapped else tiles)
     answer = answer.transpose(2, 3) if swapped else answer
-    answer = answer.flip(mirrored) if mirrored else answer
+    answer = (answer.flip(mirrored) if mirrored else answer).contiguous()  # networks may answer channels last
     return answer.to(torch.promote_types(answer.dtype, torch.float32))
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from fewscan.training.intensity import RandomIntensityd
     from fewscan.training.loss import SegmentationLoss, prepare_batch
     from fewscan.training.patches import ListLabelVoxelsd, PatchDataset, RandomPatchd, StepSampler
-    from fewscan.training.precision import has_half_precision, lay_out
+    from fewscan.training.precision import has_half_precision
     from fewscan.training.rand_elastic import RandElasticAffine, RandElasticAffined
     from fewscan.training.ranks import leave_ranks
     from fewscan.training.seeds import set_seed
@@ -20,7 +20,6 @@ _HOME = {
     "TrainingRun": "engine",
     "TrainingStep": "step",
     "has_half_precision": "precision",
-    "lay_out": "precision",
     "leave_ranks": "ranks",
     "set_seed": "seeds",
     "SegmentationLoss": "loss",
@@ -47,7 +46,6 @@ __all__ = [
     "TrainingRun",
     "TrainingStep",
     "has_half_precision",
-    "lay_out",
     "leave_ranks",
     "prepare_batch",
     "set_seed",

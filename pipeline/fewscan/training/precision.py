@@ -1,4 +1,4 @@
-"""Number formats and memory layouts that a device trains fastest in."""
+"""Number formats that a device trains fastest in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def has_half_precision(device: torch.device | str) -> bool:
@@ -40,19 +40,3 @@ def bfloat16_is_right(network: nn.Module, shape: Sequence[int]) -> bool:
     with torch.no_grad():
         ghost(torch.empty(tuple(shape), device="meta"))
     return 2 not in depths
-
-
-def lay_out(network: nn.Module) -> nn.Module:
-    """The network, on a CPU, channels last: convolution and batch norm read a voxel's channels together.
-
-    A step of the plans' U-Nets takes 0.85 of its time with channels first (docs/measured.md); values differ by the
-    order of summation alone. Nothing is changed on other devices.
-    """
-    for parameter in network.parameters():
-        if parameter.device.type == "cpu" and parameter.ndim in (4, 5):
-            parameter.data = parameter.data.contiguous(memory_format=_channels_last(parameter))
-    return network
-
-
-def _channels_last(tensor: Tensor) -> torch.memory_format:
-    return torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
