@@ -2,13 +2,15 @@
 
     python tests/benchmarks/inference.py engine
     python tests/benchmarks/inference.py end-to-end --nnunet NNUNET_ENVIRONMENT/bin/python
+    python tests/benchmarks/inference.py end-to-end --device cuda:0 --shape 512 512 300 --widths 32 64 128 256
     python tests/benchmarks/inference.py memory --depths 250 1000 --more "--max-memory 3.5"
     python tests/benchmarks/inference.py accuracy --bundle BUNDLE --data DATA
 
 - `engine`: tiling, blending and argmax without a network: one that answers stored numbers, whose own time is taken off;
   "monai" is MONAI's own grid, "blend" ours. Then a planned U-Net: all in all against the time within the network.
 - `end-to-end`: file in, mask out, each way in a fresh process: `fewscan segment` and `sliding_window.py`, the same
-  network, patch, threads, one patch at a time. Without --bundle one is planned and trained on synthetic volumes.
+  network, patch, threads, one patch at a time (on a GPU four, both in float16). Without --bundle one is planned and
+  trained on synthetic volumes. On a GPU also the share of time that its network computes, and the CPU's labels.
 - `memory`: `fewscan segment` of an uncompressed scan with a U-Net of three poolings (halo 48) and 100 classes. MONAI's
   memory is computed: 4 x classes + 9 bytes a voxel, as measured on small volumes.
 - `accuracy`: Dice of each case in exact tiles and in blended patches; the difference with a bootstrap interval.
@@ -56,6 +58,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="a trained 3D bundle, for end-to-end and accuracy")
     parser.add_argument("--minutes", type=float, default=1, help="of training, where the bundle is planned here")
     parser.add_argument("--patch", type=int, help="of that bundle, along each axis; default: as planned")
+    parser.add_argument("--widths", type=int, nargs="+", help="of its network's levels; default: as planned")
+    parser.add_argument("--device", default="cpu", help="of end-to-end")
     parser.add_argument("--backends", nargs="+", default=["eager", "openvino"], help="of `segment --backend`")
     parser.add_argument("--nnunet", metavar="PYTHON", help="of an environment with nnunetv2")
     parser.add_argument("--depths", type=int, nargs="+", default=[250, 1000], help="slices of memory's volumes")
@@ -203,7 +207,7 @@ def end_to_end(options: argparse.Namespace, work: Path) -> None:
         channels, classes = len(settings["channels"]), len(settings["labels"]) + 1
         options_of = {k: v for k, v in settings["network_def"].items() if k in ("widths", "norm", "strides", "dropout")}
         job = {"scan": str(scan), "mask": str(work / f"{peer}.nii.gz"), "network": str(work / "network.pt")}
-        job |= {"patch": patch, "window": settings["intensity_window"], "classes": classes}
+        job |= {"device": options.device, "patch": patch, "window": settings["intensity_window"], "classes": classes}
         job["unet"] = {"spatial_dims": 3, "in_channels": channels, "classes": classes, **options_of}
         (work / f"{peer}.json").write_text(json.dumps(job))
         command = [python, str(Path(__file__).with_name("sliding_window.py")), peer, str(work / f"{peer}.json")]
@@ -211,16 +215,50 @@ def end_to_end(options: argparse.Namespace, work: Path) -> None:
         took = json.loads(ran.told.strip().split("\n")[-1])
         ran.alone, ran.voxels, ran.mask = took["seconds"], took["voxels"], next(work.glob(f"{peer}*.nii.gz"))
 
-    offered = offers("--backend")
-    for mode in ("blend", "exact"):
-        for backend in options.backends if offered else ["eager"]:
-            name = f"{mode}, {backend}"
-            own = with_inferer(bundle, work / "bundles" / name.replace(", ", "_"), mode=mode)
-            output = work / name.replace(", ", "_")
-            more = [*options.more, *(["--backend", backend] if offered else [])]
-            rows[name] = ran = segment(scan.parent, own, output, more, threads)
-            ran.voxels = evaluated(own, tuple(options.shape), network)
+    on_cpu = options.device == "cpu"
+    ways = [("blend", "cpu", backend) for backend in options.backends if on_cpu]
+    ways += [("exact", "cpu", backend) for backend in (options.backends if on_cpu else ["eager"])]
+    ways += [] if on_cpu else [(mode, options.device, "eager") for mode in ("blend", "exact")]
+    for mode, device, backend in ways:
+        name = f"{mode}, {backend}" if on_cpu or device == "cpu" else f"{mode}, {device}"
+        own = with_inferer(bundle, work / "bundles" / name.replace(", ", "_").replace(":", ""), mode=mode)
+        output = work / name.replace(", ", "_").replace(":", "")
+        more = [*options.more, "--backend", backend]
+        rows[name] = ran = segment(scan.parent, own, output, more, threads, device=device)
+        ran.voxels = evaluated(own, tuple(options.shape), network)
     show(rows, threads, options.shape, patch)
+    if not on_cpu:
+        within_gpu(own, scan, options.device)
+
+
+def within_gpu(bundle: Path, file: Path, device: str) -> None:
+    """Seconds in which the network computes, of one prediction in a process that has done one before."""
+    from fewscan.runs.predictor import Predictor, read_settings
+    from fewscan.scans import open_scan
+
+    predictor, spent = Predictor(bundle, device), []
+    ask, scan = predictor.ask, open_scan([file], read_settings(bundle)["channels"])
+
+    def timed(tiles: torch.Tensor) -> torch.Tensor:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        answer = ask(tiles)
+        torch.cuda.synchronize()
+        spent.append(time.perf_counter() - started)
+        return answer
+
+    predictor.ask = timed
+    array = scan.read()
+    for _ in range(2):
+        spent.clear()
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        predictor(scan, array)
+        whole = time.perf_counter() - started
+    voxels = np.prod(scan.grid.shape) / 1e6
+    print(f"\n{len(spent)} tile(s), {torch.cuda.max_memory_allocated() / GIB:.1f} GiB of the GPU's memory at most")
+    print(f"the network {sum(spent):.3f} s, {voxels / sum(spent):.0f} Mvoxel/s")
+    print(f"from intensities to labels {whole:.3f} s, {voxels / whole:.0f} Mvoxel/s; network {sum(spent) / whole:.0%}")
 
 
 def show(rows: dict[str, Ran], threads: int, shape: tuple[int, ...], patch: list[int]) -> None:
@@ -231,7 +269,7 @@ def show(rows: dict[str, Ran], threads: int, shape: tuple[int, ...], patch: list
     masks = {name: read(ran.mask) for name, ran in rows.items()}
     first = rows["monai"]
     for name, ran in rows.items():
-        unlike = [(masks[name] != masks[other]).mean() for other in ("monai", "exact, eager") if other in masks]
+        unlike = [(masks[name] != masks[other]).mean() for other in ("monai", "exact, eager")]
         print(
             f"| {name} | {ran.seconds:.1f} | {ran.alone:.1f} | {first.seconds / ran.seconds:.1f}, alone "
             f"{first.alone / ran.alone:.1f} | {ran.peak / GIB:.2f} | {ran.voxels / 1e6:.1f} | "
@@ -255,9 +293,12 @@ def planned(work: Path, options: argparse.Namespace) -> Path:
         )
     bundle = work / "bundle"
     fresh([*FEWSCAN, "plan", str(work / "data"), "--output", str(bundle), "--validation", "0"], 1)
-    if options.patch is not None:
-        for name in ("train", "inference"):
-            change(bundle / "configs" / f"{name}.json", patch=[options.patch] * 3)
+    for name in ("train", "inference"):
+        file = bundle / "configs" / f"{name}.json"
+        if options.patch is not None:
+            change(file, patch=[options.patch] * 3)
+        if options.widths is not None:
+            change(file, network_def=json.loads(file.read_text())["network_def"] | {"widths": options.widths})
     fresh([*FEWSCAN, "train", str(bundle), "--minutes", str(options.minutes)], options.threads)
     return bundle
 
@@ -424,19 +465,22 @@ def resident(process: int) -> tuple[int, int]:
         return getattr(now, "peak_wset", now.rss), now.rss
 
 
-def segment(scans: Path, bundle: Path, output: Path, more: list[str], threads: int, limit: float | None = None) -> Ran:
+def segment(
+    scans: Path,
+    bundle: Path,
+    output: Path,
+    more: list[str],
+    threads: int,
+    limit: float | None = None,
+    device: str = "cpu",
+) -> Ran:
     """`fewscan segment` of a folder."""
-    command = [*FEWSCAN, "segment", str(scans), "--bundle", str(bundle), "--output", str(output), "--device", "cpu"]
+    command = [*FEWSCAN, "segment", str(scans), "--bundle", str(bundle), "--output", str(output), "--device", device]
     ran = fresh([*command, *more], threads, limit)
     if ran.ended:
         rows = json.loads((output / "fewscan" / "report.json").read_text())["scans"]
         ran.alone, ran.mask = sum(row["seconds"] for row in rows), next(output.rglob("*_seg.nii*"))
     return ran
-
-
-def offers(option: str) -> bool:
-    """Whether `fewscan segment` has an option."""
-    return option in fresh([*FEWSCAN, "segment", "--help"], None).told
 
 
 def with_inferer(bundle: Path, copy: Path, **settings: Any) -> Path:

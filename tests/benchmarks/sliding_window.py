@@ -2,11 +2,12 @@
 
     python tests/benchmarks/sliding_window.py monai|nnunet JOB.json
 
-JOB holds `scan` and `mask` (NIfTI), `network` (a module that was pickled), `patch`, `window` (intensities or null) and
-`classes`. Both get the patches of the training at overlap 0.5 under a Gaussian, one at a time. MONAI reads and writes
-with LoadImage and SaveImage; nnU-Net's environment needs torch, nnunetv2 and this `fewscan` on PYTHONPATH. The last
-line that is printed is JSON: `seconds` from the file to the mask without imports, `network` seconds within the network,
-`voxels` that it was given.
+JOB holds `scan` and `mask` (NIfTI), `network` (its weights), `unet` (its arguments), `device`, `patch`, `window`
+(intensities or null) and `classes`. Both get patches of the training's size at overlap 0.5 under a Gaussian, one at a
+time; on a GPU MONAI gets four, volume and answer are there as well, and the network computes in float16. MONAI reads and
+writes with LoadImage and SaveImage; nnU-Net's environment needs torch, nnunetv2 and this `fewscan` on PYTHONPATH. The
+last line that is printed is JSON: `seconds` from the file to the mask without imports, `network` seconds within the
+network, `voxels` that it was given.
 """
 
 import json
@@ -30,8 +31,12 @@ class Watched(torch.nn.Module):
         self.network, self.seconds, self.voxels = network.eval(), 0.0, 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wait = torch.cuda.synchronize if x.is_cuda else lambda: None
+        wait()
         started = time.perf_counter()
-        answer = self.network(x)
+        with torch.autocast(x.device.type, torch.float16, enabled=x.is_cuda):
+            answer = self.network(x)
+        wait()
         self.seconds += time.perf_counter() - started
         self.voxels += x[0, 0].numel() * len(x)
         return answer
@@ -54,8 +59,9 @@ def monai(job: dict, network: Watched) -> None:
 
     image = LoadImage(ensure_channel_first=True, image_only=True)(job["scan"])
     values = torch.from_numpy(normalised(image.numpy(), job["window"]).astype(np.float32))
-    image = MetaTensor(values, meta=image.meta)
-    logits = SlidingWindowInferer(job["patch"], 1, 0.5, mode="gaussian")(image[None], network)[0]
+    image = MetaTensor(values.to(job["device"]), meta=image.meta)
+    at_once = 1 if job["device"] == "cpu" else 4
+    logits = SlidingWindowInferer(job["patch"], at_once, 0.5, mode="gaussian")(image[None], network)[0]
     labels = torch.argmax(logits, dim=0, keepdim=True)
     mask = Path(job["mask"])
     save = SaveImage(mask.parent, output_dtype=np.uint8, separate_folder=False, resample=False, print_log=False)
@@ -68,7 +74,7 @@ def nnunet(job: dict, network: Watched) -> None:
 
     source = nibabel.load(job["scan"])
     values = normalised(source.get_fdata(dtype=np.float32), job["window"]).astype(np.float32)
-    predictor = nnUNetPredictor(0.5, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor = nnUNetPredictor(0.5, use_mirroring=False, device=torch.device(job["device"]), allow_tqdm=False)
     predictor.network = network
     predictor.configuration_manager = SimpleNamespace(patch_size=job["patch"])
     predictor.label_manager = SimpleNamespace(num_segmentation_heads=job["classes"])
@@ -85,7 +91,7 @@ def main() -> None:
     started = time.perf_counter()
     unet = UNet(**job["unet"])
     unet.load_state_dict(torch.load(job["network"], weights_only=True))
-    network = Watched(unet.eval())
+    network = Watched(unet.to(job["device"]).eval())
     with torch.inference_mode():
         run(job, network)
     took = {"seconds": time.perf_counter() - started, "network": network.seconds, "voxels": network.voxels}

@@ -46,7 +46,8 @@ def test_exact_tiles_are_one_pass_on_the_cpu(network, shape):
 
 @pytest.mark.parametrize("spacing", [None, (1.3, 0.7, 1.9)])
 def test_labels_are_those_of_the_cpu_but_where_half_precision_cannot_tell(tmp_path, spacing):
-    file = save_nifti(tmp_path / "scans" / "x.nii.gz", noise(0, (61, 52, 37)))
+    axes = np.diag([-0.9, -0.8, 2.5, 1])  # as a network has them
+    file = save_nifti(tmp_path / "scans" / "x.nii.gz", noise(0, (61, 52, 37)), axes)
     bundle = unet_bundle(tmp_path / "bundle", spacing=spacing)
     for device in ("cpu", "cuda:0"):
         segment(file.parent, bundle, tmp_path / device[:3], device=device, backend="eager")
@@ -71,7 +72,7 @@ def test_a_card_that_is_full_gets_smaller_tiles(tmp_path):
     segment(tmp_path / "scans", bundle, tmp_path / "whole", device="cuda:0")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(3e8 / total)
+    torch.cuda.set_per_process_memory_fraction(1.6e8 / total)
     try:
         report = segment(tmp_path / "scans", bundle, tmp_path / "less", device="cuda:0")
     finally:
@@ -86,6 +87,7 @@ def weights(bundle: Path) -> dict[str, torch.Tensor]:
     return torch.load(bundle / "models" / "model.pt", weights_only=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")  # of what it is, as seen here
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_deterministic_training_has_the_same_weights_twice(tmp_path, dims):
     data = write_volumes(tmp_path / "data")

@@ -62,7 +62,8 @@ def pieces(
     """The answer for a volume (C, *spatial), a core at a time.
 
     What is held is `batch` tiles and their answers and, for blended patches, as many planes along the longest axis as a
-    patch has; on a GPU the next tiles are read meanwhile. Pieces do not depend on `batch` but for rounding, and never on what else is read.
+    patch has; on a GPU the next tiles are read meanwhile. Pieces do not depend on `batch` but for rounding, and never
+    on what else is read.
 
     Args:
         volume: read in parts; mirrored beyond its ends, or zero there, as the layout says.
