@@ -4,9 +4,9 @@
 
 JOB holds `scan` and `mask` (NIfTI), `network` (its weights), `unet` (its arguments), `device`, `patch`, `window`
 (intensities or null) and `classes`. Both get patches of the training's size at overlap 0.5 under a Gaussian, one at a
-time; on a GPU MONAI gets four, volume and answer are there as well, and the network computes in float16. MONAI reads and
-writes with LoadImage and SaveImage; nnU-Net's environment needs torch, nnunetv2 and this `fewscan` on PYTHONPATH. The
-last line that is printed is JSON: `seconds` from the file to the mask without imports, `network` seconds within the
+time; on a GPU MONAI gets four, volume and answer are there as well, and the network computes in float16. MONAI reads
+and writes with LoadImage and SaveImage; nnU-Net's environment needs torch, nnunetv2 and this `fewscan` on PYTHONPATH.
+The last line that is printed is JSON: `seconds` from the file to the mask without imports, `network` seconds within the
 network, `voxels` that it was given.
 """
 

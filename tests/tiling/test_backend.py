@@ -124,6 +124,31 @@ def test_torch_computes_only_what_is_checked():
     assert fast.notes == []
 
 
+class Threshold(nn.Conv2d):
+    """Label 1 where the intensity is above one half."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2, 1)
+        self.weight.data[:, 0, 0, 0] = torch.tensor([0.0, 1.0])
+        self.bias.data[:] = torch.tensor([0.0, -0.5])
+
+
+@needs_openvino
+def test_background_does_not_count_as_a_check():
+    """Until a tile holds several labels, and eight times at most."""
+    empty, full = torch.zeros(1, 1, 40, 40), torch.ones(1, 1, 40, 40)
+    both = torch.cat([empty, full], dim=2)[:, :, 20:60]
+    for tiles, computed in (([empty, full, empty, both, both, empty], 4), ([empty] * 12, 8)):
+        network = Threshold().eval()
+        fast = OpenVinoNetwork(network)
+        fast._converted(empty, (1, 40, 40))  # has to be traced once
+        shapes = seen(network)
+        for tile in tiles:
+            assert torch.equal(fast(tile), network.forward(tile))
+        assert len(shapes) == computed
+        assert fast.notes == []
+
+
 class Sized(nn.Module):
     """Says that it looks nowhere, and yet its answer depends on the size of the tile."""
 

@@ -25,6 +25,8 @@ LABELS = 1e-4
 """Share of the voxels, rounded up to one, whose label may be another."""
 COMPARED = {2: 128, 3: 32}
 """Voxels along each axis that are compared at least, where a tile has them."""
+CHECKS = 8
+"""Tiles that are compared at most, one after the other, until one of them holds two labels: background tells little."""
 LARGE = 8
 """Times the voxels that a check computes by torch: tiles from there on are checked shape by shape."""
 
@@ -56,10 +58,11 @@ class OpenVinoNetwork:
     It is called like the network: (N, C, *spatial) -> (N, classes, *spatial) logits. Tiles are computed one by one, so
     an answer does not depend on the batch.
 
-    The first tile of each shape is computed by torch as well; of networks that say how far they look only a part, its
-    far corner. Where the logits lie farther apart than `LOGITS`, or more labels differ than `LABELS`, and where
-    OpenVINO cannot run the network, torch computes all tiles of that shape. Small tiles of such a network share one
-    check where their sizes leave the same rest when divided by its stride: they go through the same operations.
+    The first tile of each shape is computed by torch as well, and the following ones (`CHECKS` in all) until one holds
+    several labels; of networks that say how far they look only a part, its far corner. Where the logits lie farther
+    apart than `LOGITS`, or more labels differ than `LABELS`, and where OpenVINO cannot run the network, torch computes
+    all tiles of that shape. Small tiles of such a network share one check where their sizes leave the same rest when
+    divided by its stride: they go through the same operations.
 
     Networks that OpenVINO does not run exactly go to torch as wholes (unpooling, instance and group norm), what is not
     float32, and everything while a part of the network is in `train()` (dropout that is left on to draw samples).
@@ -77,6 +80,7 @@ class OpenVinoNetwork:
         self.notes: list[str] = []
         self._converted = _Converted(network)
         self._right: dict[tuple[int, ...], bool] = {}
+        self._checks: dict[tuple[int, ...], int] = {}
         module = bare(network)
         self._stride = int(module.stride) if getattr(module, "is_local", False) else None
         self._halo = int(module.halo) if self._stride else 0
@@ -101,10 +105,13 @@ class OpenVinoNetwork:
         looked_at = self._part(shape, (self._least if self._valid else self._halo) + COMPARED[len(shape) - 1])
         alike = shape if prod(shape) >= LARGE * prod(looked_at) else example
         if alike not in self._right:
-            answer = self._checked(tile, example, looked_at)
-            self._right[alike] = answer is not None
+            answer, telling = self._checked(tile, example, looked_at)
+            self._checks[alike] = self._checks.get(alike, 0) + 1
+            if answer is None or telling or self._checks[alike] == CHECKS:
+                self._right[alike] = answer is not None
             if answer is not None:
                 return answer
+            return self._by_torch(tile)
         if self._right[alike]:
             try:
                 return self._converted(tile, example)
@@ -117,8 +124,10 @@ class OpenVinoNetwork:
         answer: Tensor = self.network(tiles)
         return answer
 
-    def _checked(self, tile: Tensor, example: tuple[int, ...], looked_at: tuple[int, ...]) -> Tensor | None:
-        """OpenVINO's answer, or None where it is not torch's."""
+    def _checked(
+        self, tile: Tensor, example: tuple[int, ...], looked_at: tuple[int, ...]
+    ) -> tuple[Tensor | None, bool]:
+        """OpenVINO's answer, or None where it is not torch's; and whether what was compared holds several labels."""
         shown = " x ".join(map(str, tile.shape[2:]))
         with torch.inference_mode():
             expected = self._by_torch(_corner(tile, looked_at[1:]))  # before OpenVINO holds its memory
@@ -129,18 +138,19 @@ class OpenVinoNetwork:
             answer = self._converted(tile, example)
             part = _corner(answer, expected.shape[2:])
             apart, largest = float((part - expected).abs().max()), float(expected.abs().max())
-            other, labels = int((part.argmax(1) != expected.argmax(1)).sum()), expected[:, 0].numel()
+            wanted = expected.argmax(1)
+            other, labels = int((part.argmax(1) != wanted).sum()), wanted.numel()
         except Exception as problem:  # whatever a foreign network does that OpenVINO does not know
             self._note(f"torch computes tiles of {shown} voxels, as OpenVINO cannot: {first_line(problem)}")
         else:
             if apart <= LOGITS * largest and other <= ceil(LABELS * labels):
-                return answer
+                return answer, bool((wanted != wanted.flatten()[0]).any())
             self._note(
                 f"torch computes tiles of {shown} voxels, as OpenVINO's answer differs: logits by up to {apart:.2g}, "
                 f"where the largest is {largest:.2g} ({LOGITS:.0e} of it is allowed), {other} of {labels} labels"
             )
         self._converted.forget(tile)
-        return None
+        return None, False
 
     def _part(self, shape: Sequence[int], least: int) -> tuple[int, ...]:
         """The smallest shape of at least so many voxels along each axis that goes through the same operations."""
