@@ -11,7 +11,8 @@
 - `end-to-end`: file in, mask out, each way in a fresh process: `fewscan segment` and `sliding_window.py`, the same
   network, patch, threads, one patch at a time (on a GPU four, both in float16). Without --bundle one is planned and
   trained on synthetic volumes. On a GPU also the share of time that its network computes, and the CPU's labels.
-- `memory`: `fewscan segment` of an uncompressed scan with a U-Net of three poolings (halo 48) and 100 classes. MONAI's
+- `memory`: `fewscan segment` of an uncompressed scan with a U-Net of three poolings (halo 48) and 100 classes: exact
+  tiles, patches of 96^3 that are blended, and exact tiles on a network's grid of 1.5 times the spacing. MONAI's
   memory is computed: 4 x classes + 9 bytes a voxel, as measured on small volumes.
 - `accuracy`: Dice of each case in exact tiles and in blended patches; the difference with a bootstrap interval.
 
@@ -45,6 +46,7 @@ from scipy.ndimage import gaussian_filter
 SHAPE, ROI = (192, 256, 256), (96, 96, 96)
 FEWSCAN = [sys.executable, "-m", "fewscan.cli"]
 GIB = 2**30
+MEMORY_WAYS = ("exact", "blend", "resampled")
 
 
 def main() -> None:
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[250, 1000], help="slices of memory's volumes")
     parser.add_argument("--side", type=int, default=512, help="pixels along both sides of those slices")
     parser.add_argument("--memory-gb", type=float, default=2.5, help="GiB that memory's tiles may take")
+    parser.add_argument("--ways", nargs="+", choices=MEMORY_WAYS, default=MEMORY_WAYS, help="of memory")
     parser.add_argument("--limit", type=float, help="minutes after which a run of memory is stopped; its peak counts")
     parser.add_argument("--more", type=shlex.split, default=[], help="arguments for every `fewscan segment`")
     parser.add_argument("--data", type=Path, help="images/ and labels/, for accuracy")
@@ -345,7 +348,7 @@ def memory(options: argparse.Namespace, work: Path) -> None:
     ways = {
         "exact": with_inferer(bundle, work / "exact", mode="exact", memory_gb=options.memory_gb),
         "blend": with_inferer(bundle, work / "blend", mode="blend", memory_gb=64),  # whatever it takes
-        "exact, 1.5 x the spacing": with_inferer(bundle, work / "resampled", mode="exact", memory_gb=options.memory_gb),
+        "resampled": with_inferer(bundle, work / "resampled", mode="exact", memory_gb=options.memory_gb),
     }
     for name in ("train", "inference"):
         change(work / "resampled" / "configs" / f"{name}.json", spacing=[1.5] * 3)
@@ -359,7 +362,8 @@ def memory(options: argparse.Namespace, work: Path) -> None:
         scan.parent.mkdir()
         tiled = np.tile(block, [-(-n // 64) for n in (side, side, depth)])[:side, :side, :depth]
         nibabel.save(nibabel.Nifti1Image(tiled, np.diag([-1.0, -1.0, 1.0, 1.0])), scan)
-        for name, own in ways.items():
+        for name in options.ways:
+            own = ways[name]
             output = work / f"masks {depth} {name}"
             try:
                 ran = segment(scan.parent, own, output, options.more, threads, options.limit)
