@@ -94,6 +94,60 @@ def test_a_turned_ramp_is_exact_up_to_the_patchs_border(axes):
         np.testing.assert_allclose(moved[0, 0].numpy(), steps + slopes @ centre, atol=2e-4)  # of values up to 100
 
 
+@pytest.mark.parametrize("still", [0, 1, 2])
+def test_a_still_axis_stays_still_and_its_plane_is_numpys(still):
+    """Along it: exactly the undeformed coordinates, or mirrored. In the plane: turn, scale and flip in mm, and
+    displacements by SciPy's zoom, from the same random numbers."""
+    patch, spacing, centre = (17, 20, 12), np.array([0.9, 0.8, 2.5]), (31.5, 20.0, 7.5)
+    strength = RandomDeformation(elastic_sd=2, **STRONG, still_axis=still)
+    mirrored = set()
+    for seed in range(8):
+        drawn = strength.draw(np.random.default_rng(seed), patch, spacing)
+        places = drawn.coordinates(patch, centre).numpy()
+
+        random = np.random.default_rng(seed)
+        points = random.normal(0, 2, (3, 3, 3, 3))
+        magnification = np.exp(random.uniform(np.log(0.8), np.log(1.2)))
+        angle = random.uniform(-np.deg2rad(40), np.deg2rad(40))
+        flips = random.choice((-1.0, 1.0), 3)
+        steps = identity(patch) - np.reshape([(n - 1) / 2 for n in patch], (3, 1, 1, 1))
+        undeformed = (flips[still] * steps[still] + centre[still]).astype(np.float32)
+        np.testing.assert_array_equal(places[still], undeformed)
+        mirrored.add(flips[still])
+
+        one, other = (axis for axis in range(3) if axis != still)
+        zoom = [n / 3 for n in patch]
+        moved = {
+            axis: steps[axis] + drawn.share * ndimage.zoom(points[axis], zoom, order=3, mode="mirror", grid_mode=False)
+            for axis in (one, other)
+        }
+        y, x = (flips[axis] * moved[axis] * spacing[axis] / magnification for axis in (one, other))
+        turned = np.cos(angle) * y - np.sin(angle) * x, np.sin(angle) * y + np.cos(angle) * x
+        for axis, mm in zip((one, other), turned, strict=True):
+            np.testing.assert_allclose(places[axis], mm / spacing[axis] + centre[axis], atol=2e-5)
+    assert mirrored == {-1.0, 1.0}
+
+
+def test_a_field_in_the_plane_alone_does_not_fold():
+    """Its volume changes by the plane's determinant, in which the still axis has no part."""
+    random, patch = np.random.default_rng(2), (32, 40, 12)
+    for strength in ({"elastic_sd": 30}, {"elastic_sd": 6, "control_spacing": 7}):
+        for _ in range(5):
+            drawn = RandomDeformation(**strength, still_axis=2).draw(random, patch, (1, 1, 12))
+            field = dense_field(drawn.points.double(), patch).numpy()
+            assert 0 < drawn.share < 1 and not field[2].any() and field[:2].any()
+            smallest = min(jacobian(field[:2, :, :, k]).min() for k in range(patch[2]))
+            assert SMALLEST_JACOBIAN - 0.1 < smallest < SMALLEST_JACOBIAN + 0.15
+            assert np.abs(np.diff(field[:2], axis=3)).max() > 0.1  # slices differ
+
+
+def test_another_spacing_holds_along_a_still_axis_too():
+    strength = RandomDeformation(elastic_sd=1, rotate_degrees=90, scale=(2, 2), still_axis=1)
+    places = strength.draw(np.random.default_rng(0), (4, 5, 4), (1, 2, 1), (1, 1, 1)).coordinates((4, 5, 4), (8, 6, 8))
+    assert torch.equal(places[1, 0, :, 0], torch.tensor([5.0, 5.5, 6.0, 6.5, 7.0]))
+    assert bool((places[1] == places[1, :1, :, :1]).all())
+
+
 def test_rotation_and_scale_are_true_in_mm():
     """A patch turned in anisotropic space: distances in mm between neighbours stay spacing / magnification."""
     spacing = np.array([0.9, 0.8, 2.5])
@@ -195,8 +249,15 @@ def test_a_seed_repeats_and_another_differs():
         ({"control_points": 1}, "control_points 1"),
         ({"control_spacing": 0.0}, "more than 0"),
         ({"scale": (1.2, 0.8)}, "smallest, largest"),
+        ({"still_axis": 3}, "still_axis is 0, 1 or 2"),
+        ({"still_axis": -1}, "not -1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong, word):
     with pytest.raises(ValueError, match=word):
         RandomDeformation(**wrong)
+
+
+def test_a_flat_patch_has_no_still_axis():
+    with pytest.raises(ValueError, match="still_axis 1 is for 3D patches: a patch of 2 axes"):
+        RandomDeformation(still_axis=1).draw(np.random.default_rng(0), (8, 9), (1, 1))

@@ -94,6 +94,34 @@ def test_a_patch_that_is_not_bent_is_a_crop(patch):
         assert torch.equal(item["label"][0], label[0][crop])
 
 
+@pytest.mark.parametrize("still", [0, 1, 2])
+def test_no_slice_is_mixed_with_the_next_across_a_still_axis(still):
+    """Slices that hold their own number hold it in the patch, exactly; without a still axis they do not."""
+    shape, patch = [24, 24, 24], [10, 10, 10]
+    shape[still], patch[still] = 15, 9
+    numbers = torch.arange(15.0).reshape([15 if axis == still else 1 for axis in range(3)]).expand(1, *shape)
+    data = {"image": MetaTensor(numbers.clone()), "label": numbers.long()}
+    data = ListLabelVoxelsd("label")(data)
+    orders = set()
+    for seed in range(10):
+        item = RandomPatchd(patch, **BENT, still_axis=still).set_random_state(seed)(data)
+        along = item["image"][0].movedim(still, 0).flatten(1)
+        assert torch.equal(along, along[:, :1].expand_as(along))
+        first, *_, last = along[:, 0].tolist()
+        assert {first, last} == {min(first, last), min(first, last) + 8}
+        orders.add(first < last)
+        known = item["label"] >= 0
+        assert known.any() and torch.equal(item["label"][known].float(), item["image"][known])
+    assert orders == {True, False}
+    mixed = RandomPatchd(patch, **BENT).set_random_state(0)(data)["image"]
+    assert (mixed != mixed.round()).float().mean() > 0.5
+
+
+def test_a_flat_patch_is_refused_a_still_axis_before_training():
+    with pytest.raises(ValueError, match="still_axis 2 is for 3D patches"):
+        RandomPatchd((8, 8), **BENT, still_axis=2)
+
+
 def test_patches_reach_every_voxel():
     cut, reached = RandomPatchd((4, 3, 2)), torch.zeros(9, 8, 5)
     numbers = torch.arange(360.0).reshape(1, 9, 8, 5)

@@ -114,6 +114,18 @@ def test_a_change_of_spacing_in_the_same_resample():
     assert min(float((moved[0] - b.as_tensor()).abs().max()) for b in between) < 1e-5
 
 
+def test_slices_across_a_still_axis_stay_whole():
+    """Each slice of the result is made of one slice of the image: a volume without the others gives the same."""
+    image = MetaTensor(torch.rand(1, 20, 18, 9) + 1, affine=np.diag([0.5, 0.5, 4.0, 1.0]))
+    alone = image.clone()
+    alone[..., :4] = alone[..., 5:] = 0
+    bend = RandElasticAffine(**BENT, still_axis=2)
+    whole, one = (bend.set_random_state(3)(volume) for volume in (image, alone))
+    (place,) = one[0].amax((0, 1)).nonzero().flatten().tolist()
+    assert place == 4 and torch.equal(one[..., place], whole[..., place])
+    assert not torch.equal(whole, image.as_tensor())
+
+
 def test_in_a_compose_of_monai_it_is_seeded():
     data = volumes((12, 11))
     steps = Compose([RandElasticAffined(list(data), MODES, **BENT)])
@@ -140,5 +152,7 @@ def test_what_does_not_fit_is_refused():
         RandElasticAffined(["image", "label"], ["linear", "cubic"])
     with pytest.raises(ValueError, match="2 keys but 1 modes"):
         RandElasticAffined(["image", "label"], ["linear"])
+    with pytest.raises(ValueError, match="still_axis 2 is for 3D patches"):
+        RandElasticAffined("image", patch=(4, 4), still_axis=2)
     with pytest.raises(TypeError, match="elastic_strength"):
         RandElasticAffine(elastic_strength=3)

@@ -10,6 +10,7 @@ and with kernels that do not alias; where that changed the spacing, a patch is t
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -75,6 +76,10 @@ class RandomDeformation:
         rotate_degrees: rotations are drawn evenly from -this to this, about each axis in 3D; true in mm.
         scale: smallest and largest magnification, drawn evenly on a logarithmic scale.
         flip: whether each axis is mirrored in half of all cases.
+        still_axis: 0, 1 or 2, the axis of a 3D patch along which slices lie so far apart that nothing may mix them.
+            Each slice stays one: nothing is displaced or magnified along it, and rotations are about it alone. In the
+            plane all is as without it, and the displacements there may differ from slice to slice. Flips mirror it
+            too, and another spacing of the patch holds along it, for that is asked for and not drawn.
     """
 
     elastic_sd: float = 0.0
@@ -84,6 +89,7 @@ class RandomDeformation:
     rotate_degrees: float = 0.0
     scale: Sequence[float] = (1.0, 1.0)
     flip: bool = False
+    still_axis: int | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in ("voxels", "mm"):
@@ -96,6 +102,16 @@ class RandomDeformation:
             raise ValueError(f"control_spacing has to be more than 0, not {self.control_spacing}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale is [smallest, largest], both more than 0, not {list(self.scale)}")
+        if self.still_axis not in (None, 0, 1, 2):
+            raise ValueError(f"still_axis is 0, 1 or 2, an axis of a 3D patch, or None, not {self.still_axis!r}")
+
+    def refuse_flat(self, axes: int) -> None:
+        """Raise ValueError where a patch of so many axes cannot have the still axis."""
+        if self.still_axis is not None and axes != 3:
+            raise ValueError(
+                f"still_axis {self.still_axis} is for 3D patches: a patch of {axes} axes lies in one slice, which "
+                "nothing mixes with others; leave it out (None)"
+            )
 
     def draw(
         self,
@@ -112,8 +128,12 @@ class RandomDeformation:
             spacing_mm: of the source.
             patch_spacing_mm: None for that of the source. Where it is coarser, the source's voxels between are
                 passed over: nothing is averaged.
+
+        Raises:
+            ValueError: a 2D patch has no still axis.
         """
         axes = len(patch)
+        self.refuse_flat(axes)
         source = np.asarray(spacing_mm, dtype=np.float64)
         spacing = source if patch_spacing_mm is None else np.asarray(patch_spacing_mm, dtype=np.float64)
         points, share = None, 1.0
@@ -121,10 +141,14 @@ class RandomDeformation:
             unit = spacing if self.unit == "mm" else np.ones(axes)
             drawn = random.normal(0.0, self.elastic_sd, (axes, *self._counts(patch, unit)))
             drawn /= unit.reshape(-1, *(1,) * axes)
+            if self.still_axis is not None:
+                drawn[self.still_axis] = 0
             share = largest_share(drawn, patch)
             points = torch.from_numpy((share * drawn).astype(np.float32))
         magnification = np.exp(random.uniform(np.log(self.scale[0]), np.log(self.scale[1])))
-        turn = _rotation(random, axes, np.deg2rad(self.rotate_degrees)) / magnification
+        turn = _rotation(random, axes, np.deg2rad(self.rotate_degrees), self.still_axis) / magnification
+        if self.still_axis is not None:
+            turn[self.still_axis, self.still_axis] = 1
         if self.flip:
             turn = turn @ np.diag(random.choice((-1.0, 1.0), axes))
         matrix = torch.from_numpy((turn * spacing[None, :] / source[:, None]).astype(np.float32))
@@ -200,10 +224,10 @@ def _invariants(g: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.stack([g[0][0] + g[1][1] + g[2][2], minor(0, 1) + minor(0, 2) + minor(1, 2), whole])
 
 
-def _rotation(random: np.random.Generator, axes: int, largest: float) -> NDArray[np.float64]:
-    """Axes x axes rotation matrix, angles (radians) drawn evenly from -largest to largest."""
+def _rotation(random: np.random.Generator, axes: int, largest: float, still: int | None) -> NDArray[np.float64]:
+    """Axes x axes rotation matrix, angles (radians) drawn evenly from -largest to largest; about `still` alone."""
     matrix = np.eye(axes)
-    for first, second in [(0, 1)] if axes == 2 else [(0, 1), (0, 2), (1, 2)]:
+    for first, second in itertools.combinations([axis for axis in range(axes) if axis != still], 2):
         angle = random.uniform(-largest, largest)
         one = np.eye(axes)
         one[[first, second], [first, second]] = np.cos(angle)

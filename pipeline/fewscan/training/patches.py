@@ -76,6 +76,7 @@ class RandomPatchd(Randomizable):  # type: ignore[misc]  # MONAI has no types
             raise ValueError(f"a patch has 2 or 3 axes, not {len(patch)}: {list(patch)}")
         self.patch, self.image_key, self.label_key, self.weight_key = tuple(patch), image_key, label_key, weight_key
         self.deformation = RandomDeformation(**deformation)
+        self.deformation.refuse_flat(len(patch))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data` with `image` (C, *patch) float32, `label` (1, *patch) int64 and `weight` (1, *patch) float32."""

@@ -41,6 +41,8 @@ class RandElasticAffine(Randomizable, Transform):  # type: ignore[misc]  # MONAI
     ) -> None:
         self.patch, self.patch_spacing_mm, self.prob, self.batched = patch, patch_spacing_mm, prob, batched
         self.deformation = RandomDeformation(**deformation)
+        if patch is not None:
+            self.deformation.refuse_flat(len(patch))
 
     def __call__(self, image: Tensor, mode: Mode = "linear") -> Tensor:
         """The image deformed; `mode` "linear", "nearest" (labels) or "weight": `fewscan.training.resample`."""
