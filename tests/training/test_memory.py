@@ -164,7 +164,7 @@ def test_two_cores_keep_the_measured_values():
     [
         ((1, 1, 2), None),
         ((1, 1, 2.5), [[2, 2, 1], 2, 2]),
-        ((1, 1, 4.2), [[2, 2, 1], [2, 2, 1], 2]),
+        ((1, 1, 4.2), [[2, 2, 1], [2, 2, 1], 2, 2]),  # one more, as in the plane alone
         ((3, 1, 1), [[1, 2, 2], 2, 2]),
         ((1, 2.5, 2.5), [[2, 1, 1], 2, 2]),
     ],
@@ -173,6 +173,71 @@ def test_coarse_axes_are_pooled_later(spacing, strides):
     settings, reasons = decided(like((64, 64, 64), spacing), dims=3)
     assert settings["network_def"].get("strides") == strides
     assert ("the finer axes are pooled first" in reasons["network_def"]) == (strides is not None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "strides", "patch"),
+    [
+        ((512, 512, 15), (4, 4, 50), [[2, 2, 1], [2, 2, 1], [2, 2, 1], 2], [144, 144, 12]),
+        ((50, 512, 512), (50, 4, 4), [[1, 2, 2], [1, 2, 2], [1, 2, 2], 2], [12, 144, 144]),
+        ((512, 512, 7), (4, 4, 50), [[2, 2, 1]] * 3, [192, 192, 7]),
+        ((100, 100, 12), (0.5, 0.5, 7.5), [[2, 2, 1], [2, 2, 1], [2, 2, 1], 2], [112, 112, 12]),
+    ],
+)
+def test_thick_slices_are_pooled_in_their_plane_however_few_they_are(shape, spacing, strides, patch):
+    """As deep as in 2D: a pooling fits while the bottom is 4 voxels wide, and an axis that is not pooled counts not.
+
+    A patch covers about as many mm along each axis, where slices and voxels suffice.
+    """
+    fingerprint = like(shape, spacing)
+    settings, _ = decided(fingerprint, dims=3)
+    assert settings["network_def"]["strides"] == strides
+    assert settings["patch"] == patch
+    assert np.prod(patch) <= 64**3
+    network = network_of(fingerprint, settings)
+    assert network.halo == 6 * 2 ** len(strides) == 6 * network.stride
+    for budget in ("titan6gb", "24gb"):
+        settings, _ = decided(fingerprint, budget, dims=3)
+        assert settings["network_def"]["strides"] == strides
+        shape = (settings["batch"], 1, *settings["patch"])
+        assert (
+            training_bytes(network_of(fingerprint, settings), shape, amp=True) < 0.85 * Budget.of(budget).tensor_bytes
+        )
+        assert all(n % step == 0 for n, step in zip(settings["patch"], network.cell, strict=True))
+
+
+@pytest.mark.parametrize("network", ["fcn", "segnet"])
+def test_the_baselines_take_thick_slices_too(network):
+    fingerprint = like((96, 80, 15), (4, 4, 50))
+    settings, _ = decided(fingerprint, network=network, dims=3)
+    assert settings["network_def"]["strides"] == [[2, 2, 1]] * 3 + [1, 1]
+    assert settings["patch"] == [96, 80, 15]
+    assert settings["augmentation"]["still_axis"] == 2
+
+
+@pytest.mark.parametrize(
+    ("spacing", "still"),
+    [((1, 1, 1), None), ((1, 1, 3), None), ((1, 1, 3.1), 2), ((5, 1, 0.9), 0), ((1, 4, 1), 1), ((1, 4, 4), None)],
+)
+def test_the_axis_across_thick_slices_stays_still(spacing, still):
+    settings, reasons = decided(like((64, 64, 64), spacing), dims=3)
+    augmentation = settings["augmentation"]
+    assert augmentation["still_axis"] == still
+    assert (augmentation["rotate_degrees"], augmentation["flip"]) == (15, False)
+    patch = settings["patch"]
+    if still is None:
+        assert augmentation["elastic_sd"] == round(0.06 * sum(patch) / 3, 1)
+        assert "apart" not in reasons["augmentation"]
+    else:
+        in_plane = sum(n for axis, n in enumerate(patch) if axis != still) / 2
+        assert augmentation["elastic_sd"] == round(0.03 * in_plane, 1)
+        ratio = max(spacing) / min(spacing)
+        word = ("left", "posterior", "superior")[still]
+        assert f"across {word} are {max(spacing):g} mm apart, {ratio:.1f} x the pixel" in reasons["augmentation"]
+    flat, _ = decided(like((64, 64, 64), spacing, "tiff"), dims=3)
+    assert flat["augmentation"] == {**augmentation, "rotate_degrees": 180, "flip": True}
+    two, _ = decided(like((64, 64, 64), spacing), dims=2)
+    assert two["augmentation"]["still_axis"] is None
 
 
 def test_classes_are_weighted_where_one_label_dwarfs_another():

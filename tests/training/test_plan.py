@@ -79,6 +79,48 @@ def test_thick_slices_are_seen_one_by_one_along_their_own_axis(tmp_path, directi
     assert settings["patch"] == [40, 32]
 
 
+@pytest.mark.parametrize(("directions", "still"), [(RAS, 2), (SAGITTAL, 0)])
+def test_thick_slices_seen_as_volumes_are_bent_in_their_plane(tmp_path, directions, still):
+    """The bundle's own patches: each voxel of a volume that holds its slice's number keeps it."""
+    label = ball((40, 44, 14), (20, 20, 7), 5)
+    image = np.broadcast_to(np.arange(14, dtype=np.int16), label.shape).copy()
+    write_case(tmp_path / "data", "a", image, label, directions, (0.9, 0.8, 5))
+    result = plan(tmp_path / "data", tmp_path / "bundle", dims=3)
+    assert result.settings["augmentation"]["still_axis"] == still
+    assert "patients have sides: no flips" in result.reasons["augmentation"]
+    assert result.reasons["spatial_dims"].startswith("as asked for")
+    patch = first_patch(tmp_path / "bundle").movedim(still, 0).flatten(1)
+    assert torch.equal(patch, patch[:, :1].expand_as(patch))
+    assert len(patch.unique()) == 14
+
+
+def test_a_microscope_stack_is_turned_about_the_axis_across_its_sections(tmp_path):
+    image, label = a_case((14, 40, 44))
+    for kind, array in (("images", image.astype(np.uint8)), ("labels", label)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        tifffile.imwrite(tmp_path / "data" / kind / "a.tif", array, imagej=True, resolution=(250, 250),
+                         metadata={"spacing": 0.05, "unit": "um", "axes": "ZYX"})  # fmt: skip
+    result = plan(tmp_path / "data", tmp_path / "bundle", dims=3)
+    assert result.settings["spacing"] == pytest.approx([4e-6, 4e-6, 5e-5])
+    wanted = {"still_axis": 2, "rotate_degrees": 180.0, "flip": True}
+    assert result.settings["augmentation"].items() >= wanted.items()
+    assert result.settings["network_def"]["strides"] == [[2, 2, 1], [2, 2, 1], [2, 2, 1]]
+    assert "may be turned and flipped" in result.reasons["augmentation"]
+
+
+def test_a_bundle_from_before_the_still_axis_still_trains_as_it_did(tmp_path):
+    write_case(tmp_path / "data", "a", *a_case((40, 30, 14)), RAS, (0.9, 0.8, 5))
+    plan(tmp_path / "data", tmp_path / "bundle", dims=3)
+    file = tmp_path / "bundle" / "configs" / "train.json"
+    config = json.loads(file.read_text())
+    config["augmentation"]["still_axis"] = None
+    file.write_text(json.dumps(config))
+    wanted = first_patch(tmp_path / "bundle")
+    del config["augmentation"]["still_axis"], config["train"]["augment"][0]["still_axis"]
+    file.write_text(json.dumps(config))
+    assert torch.equal(first_patch(tmp_path / "bundle"), wanted)
+
+
 def test_photographs_are_2d_without_spacing_and_may_be_turned(tmp_path):
     for name in ("a", "b", "c"):
         image, label = a_case((37, 50))
@@ -213,6 +255,16 @@ def preprocessed(bundle: Path) -> dict:
     parser.read_config(str(bundle / "configs" / "train.json"))
     parser.update({"bundle_root": str(bundle), "device": "$torch.device('cpu')"})
     return parser.get_parsed_content("train::dataset").case(0)
+
+
+def first_patch(bundle: Path) -> torch.Tensor:
+    """The image (*patch) of the first training patch, intensities as they are."""
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.json"))
+    parser.update({"bundle_root": str(bundle), "device": "$torch.device('cpu')"})
+    items = parser.get_parsed_content("train::dataset")
+    items.augment = items.augment[:1]
+    return items[0]["image"][0]
 
 
 def test_the_patch_stays_within_its_budget(tmp_path):

@@ -13,6 +13,7 @@ from torch import nn
 from fewscan.errors import BundleError, PairingError
 from fewscan.labels import LabelTable
 from fewscan.networks import FCN, SegNet, UNet
+from fewscan.networks.layers import cell_of, strides_by_axis
 from fewscan.scans import Cases
 from fewscan.training.fingerprint import AXES, CaseFingerprint, Fingerprint
 from fewscan.training.memory import CASES_SHARE, CONTEXT_GB, Budget, training_bytes
@@ -43,6 +44,8 @@ GPU_LEVELS = {2: 4, 3: 4}
 GPU_PATCH = {2: 512, 3: 128}
 """Voxels along an axis, at most on average."""
 GPU_BATCH = {2: 16, 3: 4}
+THICK = 3.0
+"""Coarsest over finest axis in mm above which slices are seen one by one, or in 3D bent in their plane alone."""
 RESERVE = 0.85
 """Of a GPU's memory for tensors that an estimate may fill."""
 TOUCHING = 0.1
@@ -71,7 +74,7 @@ def decide_settings(
     spatial_dims, slice_axis, why = _slices(looks, shape, spacing, known, dims)
     settings["spatial_dims"] = spatial_dims
     settings["slice_axis"] = slice_axis if spatial_dims == 2 else None
-    reasons["spatial_dims"] = why if dims is None or spatial_dims == 3 else "as asked for"
+    reasons["spatial_dims"] = why if dims is None else f"as asked for; {why}"
     reasons["slice_axis"] = f"slices lie across {AXES[slice_axis]}" if spatial_dims == 2 else "volumes are seen whole"
 
     settings["spacing"] = spacing if known else None
@@ -86,22 +89,28 @@ def decide_settings(
     reasons |= told
     settings["learning_rate"] = LEARNING_RATE[network][spatial_dims]
     reasons["learning_rate"] = "of AdamW; the best of a few for this network on other data (fewscan's docs/measured.md)"
-    strength = 0.03 if spatial_dims == 2 else 0.06
-    patch = settings["patch"]
+    still = _still_axis(steps)
+    bent = [n for axis, n in enumerate(settings["patch"]) if axis != still]
     settings["augmentation"] = {
-        "elastic_sd": round(strength * sum(patch) / len(patch), 1),
+        "elastic_sd": round((0.03 if len(bent) == 2 else 0.06) * sum(bent) / len(bent), 1),
         "control_points": 3,
         "control_spacing": None,
         "unit": "voxels",
         "rotate_degrees": 180.0 if flat else 15.0,
         "scale": [0.85, 1.2],
         "flip": flat,
+        "still_axis": still,
     }
     reasons["augmentation"] = "elastic deformation as in the U-Net paper; " + (
         "images without orientation may be turned and flipped at will"
         if flat
         else "patients have sides: no flips, small rotations"
     )
+    if still is not None:
+        reasons["augmentation"] += (
+            f"; slices across {AXES[still]} are {steps[still]:g} mm apart, {steps[still] / min(steps):.1f} x the "
+            "pixel: nothing is displaced along it and turns are about it alone, so that no slice is mixed with the next"
+        )
     for name, (value, reason) in _weights(fingerprint, cases).items():
         settings[name], reasons[name] = value, reason
     return settings, reasons
@@ -121,7 +130,7 @@ def _slices(
             raise PairingError("--dims 3 needs volumes, but the labelled images are single slices")
     elif not known:
         slice_axis, why = 2, "a stack without a known distance between its pages"
-    elif spacing[coarse] > 3 * min(spacing):
+    elif spacing[coarse] > THICK * min(spacing):
         slice_axis, why = (
             coarse,
             f"slices are {spacing[coarse]:g} mm apart, {spacing[coarse] / min(spacing):.1f} x the pixel",
@@ -134,21 +143,31 @@ def _slices(
     return dims or 2, slice_axis, why
 
 
+def _still_axis(spacing: Sequence[float]) -> int | None:
+    """The axis of 3D patches along which slices lie too far apart to be mixed; None where none or two are so coarse."""
+    coarse = [axis for axis, mm in enumerate(spacing) if mm > THICK * min(spacing)]
+    return coarse[0] if len(spacing) == 3 and len(coarse) == 1 else None
+
+
 def _for_cpu(
     network: str, size: Sequence[int], spacing: Sequence[float], channels: int, classes: int, budget: Budget
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Patch, batch and network that two cores train in minutes, each with its reason."""
     dims = len(size)
     network_def = dict(NETWORK_DEF[network][dims])
-    levels = _levels(size, len(network_def["widths"]) - 1)
+    thick = _still_axis(spacing) is not None
+    if network == "unet" and thick:
+        network_def["widths"] = [*network_def["widths"], network_def["widths"][-1]]
+    levels = _levels(size, len(network_def["widths"]) - 1, spacing)
     if network == "unet":
         network_def["widths"] = network_def["widths"][: levels + 1]
     poolings = network_def.get("strides") or [2] * (levels if network == "unet" else 5)
     strides, why_strides = _strides(poolings, spacing)
     if why_strides:
         network_def["strides"] = strides
-    step = 2**levels if network == "unet" else 8
-    patch = _shrunk(size, [step] * dims, PATCH_VOXELS[dims])
+    cell = cell_of(strides_by_axis(strides, len(strides), dims))
+    step = cell if network == "unet" else [min(n, 8) for n in cell]
+    patch = _shrunk(size, step, PATCH_VOXELS[dims], spacing if thick else None)
     fewest, most = BATCH[dims]
     batch = min(max(fewest, 2 * PATCH_VOXELS[dims] // int(np.prod(patch))), most)
     halo = 6 * 2**levels
@@ -158,7 +177,8 @@ def _for_cpu(
         why += "volumes are tiled exactly; batch norm, for with instance norm a tile's answer depends on the tile"
     settings = {"patch": patch, "batch": batch, "network_def": network_def}
     return settings, {
-        "patch": f"the median case, at most {PATCH_VOXELS[dims]} voxels, in steps of {step}",
+        "patch": f"the median case, at most {PATCH_VOXELS[dims]} voxels, in steps of "
+        + " x ".join(map(str, step if len(set(step)) > 1 else step[:1])),
         "batch": "for two cores",
         "network_def": f"{why}{why_strides}",
     }
@@ -172,15 +192,16 @@ def _for_gpu(
     network_def = dict(NETWORK_DEF[network][dims])
     levels = 3
     if network == "unet":
-        levels = _levels(size, GPU_LEVELS[dims])
+        levels = _levels(size, GPU_LEVELS[dims], spacing)
         first, most = GPU_NETWORK[dims]
         network_def["widths"] = [min(first * 2**level, most) for level in range(levels + 1)]
     poolings = network_def.get("strides") or [2] * (levels if network == "unet" else 5)
     strides, why_strides = _strides(poolings, spacing)
     if why_strides:
         network_def["strides"] = strides
-    each = [s if isinstance(s, list) else [s] * dims for s in strides]
-    steps = [max(8, int(np.prod([s[axis] for s in each]))) for axis in range(dims)]
+    cell, still = cell_of(strides_by_axis(strides, len(strides), dims)), _still_axis(spacing)
+    steps = [n if axis == still else max(8, n) for axis, n in enumerate(cell)]
+    lengths = None if still is None else spacing
     room = RESERVE * budget.tensor_bytes
     with torch.device("meta"):  # shapes alone
         model: nn.Module = {"unet": UNet, "fcn": FCN, "segnet": SegNet}[network](dims, channels, classes, **network_def)
@@ -189,10 +210,10 @@ def _for_gpu(
     def needed(batch: int, patch: Sequence[int]) -> int:
         return training_bytes(model, (batch, channels, *patch), amp=True)
 
-    patch = _shrunk(size, steps, GPU_PATCH[dims] ** dims)
+    patch = _shrunk(size, steps, GPU_PATCH[dims] ** dims, lengths)
     while (taken := needed(2, patch)) > room and patch != steps:  # grows with the voxels: nearly there at once
         share = max(0.0, (room - fixed) / (taken - fixed))
-        patch = _shrunk(patch, steps, min(int(share * np.prod(patch)), int(np.prod(patch)) - 1))
+        patch = _shrunk(patch, steps, min(int(share * np.prod(patch)), int(np.prod(patch)) - 1), lengths)
     batch = next((n for n in range(GPU_BATCH[dims], 1, -1) if needed(n, patch) <= room), None)
     if batch is None:
         raise BundleError(
@@ -213,10 +234,18 @@ def _for_gpu(
     }
 
 
-def _levels(size: Sequence[int], most: int) -> int:
-    """Poolings, two at least, after which the median case is still 4 voxels wide."""
-    smallest = min(n for n in size if n > 1) if max(size) > 1 else 1
-    return next((n for n in range(most, 1, -1) if smallest >= 4 * 2**n), 2)
+def _levels(size: Sequence[int], most: int, spacing: Sequence[float]) -> int:
+    """Poolings, two at least, after which the median case is still 4 voxels wide.
+
+    An axis that waits (see `_strides`) may be short: of thick slices there are few.
+    """
+
+    def fits(levels: int) -> bool:
+        strides, _ = _strides([2] * levels, spacing)
+        cell = cell_of(strides_by_axis(strides, levels, len(size)))
+        return all(n >= 4 * step or n == 1 or step == 1 for n, step in zip(size, cell, strict=True)) and max(size) > 1
+
+    return next((levels for levels in range(most, 1, -1) if fits(levels)), 2)
 
 
 def _strides(poolings: Sequence[Any], spacing: Sequence[float]) -> tuple[list[Any], str]:
@@ -235,11 +264,18 @@ def _strides(poolings: Sequence[Any], spacing: Sequence[float]) -> tuple[list[An
     return strides, f"; voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm: the finer axes are pooled first"
 
 
-def _shrunk(size: Sequence[int], steps: Sequence[int], voxels: int) -> list[int]:
-    """Multiples of the steps that cover the size, the longest axis cut first until they have so many voxels."""
+def _shrunk(
+    size: Sequence[int], steps: Sequence[int], voxels: int, spacing: Sequence[float] | None = None
+) -> list[int]:
+    """Multiples of the steps that cover the size, the longest axis cut first until they have so many voxels.
+
+    Which one is the longest is counted in mm where `spacing` is given, else in voxels.
+    """
+    mm = [1.0] * len(size) if spacing is None else spacing
     patch = [max(step, -(-n // step) * step) for n, step in zip(size, steps, strict=True)]
     while np.prod(patch) > voxels and any(n > step for n, step in zip(patch, steps, strict=True)):
-        longest = max((axis for axis in range(len(patch)) if patch[axis] > steps[axis]), key=lambda axis: patch[axis])
+        open_axes = [axis for axis in range(len(patch)) if patch[axis] > steps[axis]]
+        longest = max(open_axes, key=lambda axis: patch[axis] * mm[axis])
         patch[longest] -= steps[longest]
     return patch
 
