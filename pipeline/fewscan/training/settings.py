@@ -155,9 +155,6 @@ def _for_cpu(
     """Patch, batch and network that two cores train in minutes, each with its reason."""
     dims = len(size)
     network_def = dict(NETWORK_DEF[network][dims])
-    thick = _still_axis(spacing) is not None
-    if network == "unet" and thick:
-        network_def["widths"] = [*network_def["widths"], network_def["widths"][-1]]
     levels = _levels(size, len(network_def["widths"]) - 1, spacing)
     if network == "unet":
         network_def["widths"] = network_def["widths"][: levels + 1]
@@ -167,7 +164,7 @@ def _for_cpu(
         network_def["strides"] = strides
     cell = cell_of(strides_by_axis(strides, len(strides), dims))
     step = cell if network == "unet" else [min(n, 8) for n in cell]
-    patch = _shrunk(size, step, PATCH_VOXELS[dims], spacing if thick else None)
+    patch = _shrunk(size, step, PATCH_VOXELS[dims], None if _still_axis(spacing) is None else spacing)
     fewest, most = BATCH[dims]
     batch = min(max(fewest, 2 * PATCH_VOXELS[dims] // int(np.prod(patch))), most)
     halo = 6 * 2**levels
