@@ -32,7 +32,7 @@ def main() -> None:
     on_gpu = options.device.type == "cuda"
     print(torch.cuda.get_device_name(options.device) if on_gpu else f"{torch.get_num_threads()} thread(s)")
     print("| U-Net | | channels | ms (ratio) | Mvoxel/s | logits apart | labels unlike |\n" + "|---" * 7 + "|")
-    for dims, widths in [(dims, widths) for dims in WIDTHS for widths in WIDTHS[dims]]:
+    for dims, widths in [(axes, each) for axes, several in WIDTHS.items() for each in several]:
         torch.manual_seed(0)
         first = UNet(dims, 1, 3, widths).to(options.device).eval()
         networks = {"first": first, "last": lay_out(copy.deepcopy(first))}

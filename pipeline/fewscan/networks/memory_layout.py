@@ -10,8 +10,8 @@ def lay_out(network: nn.Module) -> nn.Module:
     """The network, on a CPU or CUDA, channels last: convolution and batch norm read a voxel's channels together.
 
     Its answers lie so too, whatever its input does. Values differ by the order of summation alone. On a CPU a training
-    step takes 0.85 of its time with channels first, a prediction 0.6 to 0.95; on an H100 a prediction in half precision
-    0.27 to 0.77 (docs/measured.md). Nothing is changed on other devices.
+    step of a U-Net takes 0.85 of its time with channels first, a prediction 0.7 to 0.8; on an H100 a prediction in half
+    precision 0.3 to 0.8 (docs/measured.md). Nothing is changed on other devices.
     """
     for parameter in network.parameters():
         if parameter.device.type in ("cpu", "cuda") and parameter.ndim in (4, 5):
