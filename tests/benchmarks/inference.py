@@ -10,7 +10,7 @@
   "monai" is MONAI's own grid, "blend" ours. Then a planned U-Net: all in all against the time within the network.
 - `end-to-end`: file in, mask out, each way in a fresh process: `fewscan segment` and `sliding_window.py`, the same
   network, patch, threads, one patch at a time (on a GPU four, both in float16). Without --bundle one is planned and
-  trained on synthetic volumes. On a GPU also the share of time that its network computes, and the CPU's labels.
+  trained on synthetic volumes. On a GPU also the share of time that its network computes, and float32's labels.
 - `memory`: `fewscan segment` of an uncompressed scan with a U-Net of three poolings (halo 48) and 100 classes: exact
   tiles, patches of 96^3 that are blended, and exact tiles on a network's grid of 1.5 times the spacing. MONAI's
   memory is computed: 4 x classes + 9 bytes a voxel, as measured on small volumes.
@@ -219,49 +219,55 @@ def end_to_end(options: argparse.Namespace, work: Path) -> None:
         ran.alone, ran.voxels, ran.mask = took["seconds"], took["voxels"], next(work.glob(f"{peer}*.nii.gz"))
 
     on_cpu = options.device == "cpu"
-    ways = [("blend", "cpu", backend) for backend in options.backends if on_cpu]
-    ways += [("exact", "cpu", backend) for backend in (options.backends if on_cpu else ["eager"])]
-    ways += [] if on_cpu else [(mode, options.device, "eager") for mode in ("blend", "exact")]
-    for mode, device, backend in ways:
-        name = f"{mode}, {backend}" if on_cpu or device == "cpu" else f"{mode}, {device}"
-        own = with_inferer(bundle, work / "bundles" / name.replace(", ", "_").replace(":", ""), mode=mode)
-        output = work / name.replace(", ", "_").replace(":", "")
-        more = [*options.more, "--backend", backend]
-        rows[name] = ran = segment(scan.parent, own, output, more, threads, device=device)
-        ran.voxels = evaluated(own, tuple(options.shape), network)
+    for mode in ("blend", "exact"):
+        for backend in options.backends if on_cpu else ["eager"]:
+            name = f"{mode}, {backend}"
+            own = with_inferer(bundle, work / "bundles" / name.replace(", ", "_"), mode=mode)
+            output = work / name.replace(", ", "_")
+            more = [*options.more, "--backend", backend]
+            rows[name] = ran = segment(scan.parent, own, output, more, threads, device=options.device)
+            ran.voxels = evaluated(own, tuple(options.shape), network)
     show(rows, threads, options.shape, patch)
     if not on_cpu:
         within_gpu(own, scan, options.device)
 
 
 def within_gpu(bundle: Path, file: Path, device: str) -> None:
-    """Seconds in which the network computes, of one prediction in a process that has done one before."""
+    """Seconds in which the network computes, of a prediction in a process that has done one before; and its labels."""
     from fewscan.runs.predictor import Predictor, read_settings
     from fewscan.scans import open_scan
 
     predictor, spent = Predictor(bundle, device), []
     ask, scan = predictor.ask, open_scan([file], read_settings(bundle)["channels"])
+    array, labels = scan.read(), {}
+    for precision in (torch.float16, torch.bfloat16, torch.float32):
 
-    def timed(tiles: torch.Tensor) -> torch.Tensor:
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        answer = ask(tiles)
-        torch.cuda.synchronize()
-        spent.append(time.perf_counter() - started)
-        return answer
+        def timed(tiles: torch.Tensor, precision: torch.dtype = precision) -> torch.Tensor:
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+                answer = ask(tiles)
+            torch.cuda.synchronize()
+            spent.append(time.perf_counter() - started)
+            return answer
 
-    predictor.ask = timed
-    array = scan.read()
-    for _ in range(2):
-        spent.clear()
-        torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
-        predictor(scan, array)
-        whole = time.perf_counter() - started
-    voxels = np.prod(scan.grid.shape) / 1e6
-    print(f"\n{len(spent)} tile(s), {torch.cuda.max_memory_allocated() / GIB:.1f} GiB of the GPU's memory at most")
-    print(f"the network {sum(spent):.3f} s, {voxels / sum(spent):.0f} Mvoxel/s")
-    print(f"from intensities to labels {whole:.3f} s, {voxels / whole:.0f} Mvoxel/s; network {sum(spent) / whole:.0%}")
+        predictor.ask = timed
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            for _ in range(2):
+                spent.clear()
+                torch.cuda.reset_peak_memory_stats()
+                started = time.perf_counter()
+                labels[precision] = predictor(scan, array)
+                whole = time.perf_counter() - started
+        rate = array.size / sum(spent) / 1e6
+        print(
+            f"{str(precision)[6:]}: {len(spent)} tile(s), network {sum(spent):.3f} s ({rate:.0f} Mvoxel/s) of "
+            f"{whole:.3f} s from intensities to labels, {sum(spent) / whole:.0%}; "
+            f"{torch.cuda.max_memory_allocated() / GIB:.1f} GiB of the GPU's memory"
+        )
+    for precision in (torch.float16, torch.bfloat16):
+        unlike = float((labels[precision] != labels[torch.float32]).mean())
+        print(f"labels of {str(precision)[6:]} unlike float32's: {unlike:.1e}")
 
 
 def show(rows: dict[str, Ran], threads: int, shape: tuple[int, ...], patch: list[int]) -> None:
@@ -309,10 +315,16 @@ def planned(work: Path, options: argparse.Namespace) -> Path:
 def write_case(image: Path, label: Path | None, shape: tuple[int, ...], seed: int, spacing=(1.0, 1.0, 1.0)) -> None:
     """A smooth field under noise; its label says between which thresholds the field is. Axes as a network has them."""
     random = np.random.default_rng(seed)
-    field = gaussian_filter(random.normal(size=shape).astype(np.float32), 6)
+    block = tuple(min(n, 128) for n in shape)  # of large volumes a periodic one
+    field = gaussian_filter(random.normal(size=block).astype(np.float32), 6, mode="wrap")
     field /= field.std()
+    noise = 100 * random.normal(size=block).astype(np.float32)
+    field, noise = (
+        np.tile(part, [-(-n // m) for n, m in zip(shape, block, strict=True)])[tuple(map(slice, shape))]
+        for part in (field, noise)
+    )
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
-    noisy = (200 * field + 100 * random.normal(size=shape).astype(np.float32)).astype(np.int16)
+    noisy = (200 * field + noise).astype(np.int16)
     for file, values in ((image, noisy), (label, np.digitize(field, (0.8, 1.6)).astype(np.uint8))):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
