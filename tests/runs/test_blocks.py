@@ -1,4 +1,4 @@
-"""One scan alone: what is tested and what is trained on never touch, and the files hold the scan's own voxels."""
+"""One scan alone: what is tested and what is trained on never touch, and a block is in no file of its training."""
 
 import nibabel
 import numpy as np
@@ -8,25 +8,26 @@ from hypothesis import strategies as st
 
 from conftest import ball
 from fewscan.errors import PairingError
-from fewscan.runs.blocks import choose_axis, cut_blocks, profile, write_parts
+from fewscan.runs.blocks import Block, choose_axis, cut_blocks, profile, untrained_labels, write_training_scan
 from fewscan.scans import open_scan
-from runs.tiny import noise, save_nifti
+from runs.tiny import save_nifti
 from scans.volumes import AFFINES
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=80), st.none() | st.integers(2, 6))
 def test_blocks_partition_the_axis_and_keep_a_gap(labelled, wanted):
     try:
-        blocks = cut_blocks(labelled, wanted)
+        blocks = cut_blocks(labelled, wanted, axis=1)
     except PairingError:
         return
     n = len(labelled)
     tested = [voxel for block in blocks for voxel in range(block.first, block.stop)]
     assert tested == list(range(n)) and len(blocks) == (wanted or len(blocks)) >= 2
     for block in blocks:
-        test, read = set(range(block.first, block.stop)), set(range(*block.read))
-        training = {voxel for first, stop in block.training for voxel in range(first, stop)}
-        assert test <= read and not read & training and read | training == set(range(n))
+        test, hidden = (set(range(n)[part[1]]) for part in (block.tested, block.hidden))
+        training = set(range(n)) - hidden
+        assert test <= hidden and test == set(range(block.first, block.stop))
+        assert all(part[axis] == slice(None) for part in (block.tested, block.hidden) for axis in (0, 2))
         filled = np.flatnonzero(labelled)
         gap = max(1, int(filled[-1] - filled[0] + 1) // 10)
         assert all(abs(one - other) > gap for one in test for other in training)
@@ -38,7 +39,7 @@ def test_blocks_share_the_label():
     labelled = [5 if 40 <= z < 80 else 0 for z in range(100)]
     blocks = cut_blocks(labelled)
     assert [(block.first, block.stop) for block in blocks] == [(0, 48), (48, 56), (56, 64), (64, 72), (72, 100)]
-    assert blocks[1].read == (44, 60) and blocks[1].training == ((0, 44), (60, 100))
+    assert blocks[1].hidden == (slice(44, 60), slice(None), slice(None)) and blocks[4].hidden[0] == slice(68, 100)
 
 
 @pytest.mark.parametrize("size", [6, 7, 9, 12, 20, 40, 59])
@@ -49,7 +50,7 @@ def test_a_small_organ_in_a_large_volume_is_parted(n, size):
         labelled = [0] * first + [50] * size + [0] * (n - size - first)
         for block in cut_blocks(labelled):
             assert sum(labelled[block.first : block.stop]) > 0
-            assert sum(sum(labelled[a:b]) for a, b in block.training) > 0
+            assert sum(labelled) > sum(labelled[block.hidden[0]])
 
 
 def test_fewer_blocks_where_five_leave_nothing_to_train_on():
@@ -77,20 +78,40 @@ def test_the_axis_with_most_labelled_slices():
     np.testing.assert_array_equal(profile(classes, 2)[:6], [0, 0, 250, 250, 250, 0])
 
 
+def test_hidden_slices_are_a_mirror_of_those_beyond():
+    """In closed form: from both sides, from one alone, and back and forth where the other side is the shorter."""
+    assert Block(axis=0, first=4, stop=7, gap=1, n=11).seen.tolist() == [0, 1, 2, 2, 1, 0, 9, 8, 8, 9, 10]
+    assert Block(axis=0, first=0, stop=3, gap=1, n=10).seen.tolist() == [7, 6, 5, 4, 4, 5, 6, 7, 8, 9]
+    assert Block(axis=0, first=7, stop=10, gap=1, n=10).seen.tolist() == [0, 1, 2, 3, 4, 5, 5, 4, 3, 2]
+    assert Block(axis=0, first=0, stop=6, gap=1, n=10).seen.tolist() == [7, 7, 8, 9, 9, 8, 7, 7, 8, 9]
+
+
 @pytest.mark.parametrize("channels", [[{"name": "image"}], [{"name": "a", "index": 0}, {"name": "b", "index": 1}]])
-def test_the_parts_are_the_scans_own_voxels_where_they_lie(tmp_path, channels):
+def test_a_training_scan_has_the_scans_grid_and_none_of_its_hidden_voxels(tmp_path, channels):
+    """Each voxel of the image has its own value, so that it is known wherever it comes up again."""
     shape = (15, 24, 11)
-    image = np.stack([noise(number, shape) for number in range(len(channels))], axis=-1)
+    image = np.arange(np.prod(shape) * len(channels), dtype=np.int32).reshape(*shape, len(channels))
     scan = open_scan([save_nifti(tmp_path / "scan.nii.gz", image.squeeze(), AFFINES["oblique"])], channels)
     label = ball(shape, (7, 12, 5), 6)
-    block = cut_blocks(profile(label, 1).tolist(), 3)[1]
-    training, test, counted = write_parts(tmp_path / "parts", block, 1, scan, label, channels)
-    assert len(training) == 2
-    whole = scan.read()
-    for case, (first, stop) in zip((test, *training), (block.read, *block.training), strict=True):
-        part = open_scan(case.image, channels)
-        np.testing.assert_array_equal(part.read(), whole[:, :, first:stop])
-        np.testing.assert_allclose(part.grid.to_mm([0, 0, 0]), scan.grid.to_mm([0, first, 0]), atol=1e-4)
-        np.testing.assert_array_equal(nibabel.load(case.label[0]).get_fdata(), label[:, first:stop])
-    inside = open_scan(test.image, channels).read()[(slice(None), *counted)]
-    np.testing.assert_array_equal(inside, whole[:, :, block.first : block.stop])
+    block = cut_blocks(profile(label, 1).tolist(), 3, axis=1)[1]
+    case = write_training_scan(tmp_path / "parts", block, scan, label, channels)
+    written, whole = open_scan(case.image, channels), scan.read()
+    assert written.grid.differs_from(scan.grid) is None
+    low, high = block.first - block.gap, block.stop + block.gap
+    kept = np.r_[:low, high:24]
+    np.testing.assert_array_equal(written.read()[:, :, kept], whole[:, :, kept])
+    assert not np.isin(whole[:, :, low:high], written.read()).any()
+    values = nibabel.load(case.label[0]).get_fdata()
+    np.testing.assert_array_equal(values[:, kept], label[:, kept])
+    of_value = dict(zip(whole[0].ravel().tolist(), label.ravel().tolist(), strict=True))  # image and label go together
+    np.testing.assert_array_equal(values.ravel(), [of_value[value] for value in written.read()[0].ravel().tolist()])
+
+
+def test_labels_that_a_training_does_not_know():
+    """Label 2 lies in the block and its gap alone, label 3 one voxel farther too."""
+    classes = np.zeros((30, 4, 4), np.uint16)
+    classes[3:27, :2] = 1
+    block = Block(axis=0, first=10, stop=14, gap=2, n=30)
+    classes[8:16, 2], classes[10:17, 3] = 2, 3
+    assert untrained_labels(classes, block) == (2,)
+    assert untrained_labels(classes, Block(axis=0, first=20, stop=30, gap=2, n=30)) == ()

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from pathlib import Path
 from unittest.mock import Mock
 
 import nibabel
@@ -17,6 +16,7 @@ from fewscan.errors import BundleError
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
 from fewscan.metrics import hausdorff95_mm
+from fewscan.runs.blocks import cut_blocks, profile
 from fewscan.runs.estimate import in_words, read_estimate, settings_hash, write_estimate
 from fewscan.runs.folds import make_folds
 from fewscan.runs.predictor import Predictor
@@ -308,41 +308,77 @@ def test_one_bad_case_stops_nothing_and_copies_stay_together(tmp_path, capsys):
     assert "1 case(s) could not be used" in read_estimate(bundle)["warnings"]
 
 
+def write_one_scan(folder):
+    """Two labels along the second axis: 1 a bar through the whole scan, 2 beside the bar, in its last quarter alone."""
+    shape = (12, 40, 12)
+    label = np.zeros(shape, np.uint8)
+    label[3:6, 2:38, 3:8], label[7:10, 30:37, 3:8] = 1, 2
+    image = np.random.default_rng(0).normal(100, 5, shape) + 100 * label
+    for name, array in (("images", image.astype(np.int16)), ("labels", label)):
+        (folder / name).mkdir(parents=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([-1.0, -1, 1, 1])), folder / name / "scan.nii.gz")
+    return label
+
+
+def blocks_bundle(folder):
+    """Data of one scan and a bundle, validated by blocks; and the label."""
+    label = write_one_scan(folder / "data")
+    bundle = bundle_of(folder / "data", folder / "bundle")
+    configure(bundle, patch=[8, 16, 8], epochs=2, steps_per_epoch=20)
+    return bundle, label, validate(bundle, device="cpu")
+
+
 def test_one_scan_is_tested_by_blocks(tmp_path, capsys):
-    data = write_volumes(tmp_path / "data", count=1, shape=(24, 20, 18))
-    bundle = bundle_of(data, tmp_path / "bundle")
-    trained = {}
-    with pytest.MonkeyPatch.context() as patched:
-        before = PatchDataset.case
-
-        def case(self, index):
-            loaded = before(self, index)
-            fold = next(part for part in Path(self.data[index]["image"]).parts if part.startswith("block-"))
-            trained.setdefault(fold, {})[self.data[index]["image"]] = tuple(loaded["image"].shape[1:])
-            return loaded
-
-        patched.setattr(PatchDataset, "case", case)
-        result = validate(bundle, device="cpu", minutes=0.02)
-    assert result["scheme"].endswith("blocks") and result["blocks"] and len(trained) == result["folds"] >= 2
-    axis = "ijk".index(result["how"].split("along its axis ")[1][0])
-    n = (24, 20, 18)[axis]
-    label = np.asarray(nibabel.load(next((data / "labels").iterdir())).dataobj)
-    filled = np.flatnonzero(label.any(axis=tuple(other for other in range(3) if other != axis)))
-    gap = max(1, int(filled[-1] - filled[0] + 1) // 10)
-    for row, parts in zip(result["cases"], (trained[name] for name in sorted(trained)), strict=True):
-        tested = row["mvoxels"] * 1e6 / (24 * 20 * 18 / n)
-        inner = 1 if len(parts) == 1 else 2  # at the border of the scan there is a gap on one side alone
-        assert sum(shape[axis] for shape in parts.values()) == n - tested - inner * gap
-    words = capsys.readouterr().out.splitlines()
-    assert any("blocks of one scan; blocks of one scan say nothing of other scans" in line for line in words)
-    assert "each fold was trained for 0.02 minute(s), the bundle for 8 steps" in in_words(bundle)
-    assert not (bundle / "validation" / "blocks").exists()  # pieces of a person's scan
+    """The score is the Dice of the volume put together from the answers to each block, by sets of voxels."""
+    bundle, label, result = blocks_bundle(tmp_path)
+    assert result["scheme"] == "5 blocks" and result["blocks"] and "along its axis j" in result["how"]
+    answer, counts = np.zeros(label.shape, int), np.ones(label.shape, bool)
+    scan = open_scan([tmp_path / "data" / "images" / "scan.nii.gz"])
+    for number, block in enumerate(cut_blocks(profile(label, 1).tolist(), axis=1), start=1):
+        answer[block.tested] = Predictor(bundle / "validation" / f"fold-{number}", "cpu")(scan)[block.tested]
+        known = np.delete(label, np.r_[max(0, block.first - 3) : min(40, block.stop + 3)], axis=1)  # a gap of 3 of 36
+        for value in set(np.unique(label)) - set(np.unique(known)):
+            counts[block.tested] &= label[block.tested] != value
+    assert 0 < (~counts).sum() < (label == 2).sum() or not counts[label == 2].any()
+    dice = {
+        value: 2 * (counts & (label == value) & (answer == value)).sum()
+        / ((counts & (label == value)).sum() + (counts & (answer == value)).sum())
+        for value in (1, 2) if (counts & (label == value)).any()
+    }  # fmt: skip
+    assert [one["dice"] for one in result["summary"]["labels"]] == pytest.approx(list(dice.values()), abs=1e-12)
+    assert dice[1] > 0.3 and result["summary"]["dice"]["mean"] == pytest.approx(np.mean(list(dice.values())), abs=1e-12)
+    lost = int((~counts).sum())
+    told = "it was not tested" if lost == (label == 2).sum() else f"{lost} of its {(label == 2).sum()} voxels were not"
+    assert any(line.startswith("label_2 lies within block") and told in line for line in result["warnings"])
+    words = in_words(bundle)
+    assert (
+        words.startswith(f"Dice {np.mean(list(dice.values())):.2f}, worst label ") and "5 blocks of one scan" in words
+    )
+    assert words in capsys.readouterr().out and "another scan may differ more" in words
+    assert "No case that is scored here" not in (bundle / "validation" / "index.html").read_text()
+    assert not (bundle / "validation" / "blocks").exists()  # a patient's labels
     assert all(row["hd95_mm"] is None for row in result["cases"])  # surfaces end at the border of a block
     with pytest.raises(BundleError, match="holds a validation with budget"):
         validate(bundle, device="cpu", minutes=0.03)
     with pytest.raises(BundleError, match="one scan alone gives no learning curve"):
-        validate(bundle, device="cpu", minutes=0.02, learning_curve=True)
+        validate(bundle, device="cpu", learning_curve=True)
     assert not (bundle / "validation" / "blocks").exists()
+
+
+def test_no_voxel_of_block_and_gap_has_any_influence_on_its_training(tmp_path):
+    """Labels and intensities of the second block and its gap moved within slices: its weights keep every bit."""
+    bundle, label, result = blocks_bundle(tmp_path / "one")
+    block = cut_blocks(profile(label, 1).tolist(), axis=1)[1]
+    shutil.copytree(tmp_path / "one" / "data", tmp_path / "other" / "data")
+    for file in (tmp_path / "other" / "data").rglob("*.nii.gz"):
+        volume = nibabel.load(file)
+        moved = np.array(volume.dataobj)
+        moved[block.hidden] = moved[::-1, :, ::-1][block.hidden]
+        nibabel.save(nibabel.Nifti1Image(moved, volume.affine), file)
+    shutil.copytree(bundle, tmp_path / "other" / "bundle", ignore=shutil.ignore_patterns("validation"))
+    other = validate(tmp_path / "other" / "bundle", device="cpu")
+    same = [a["model_sha256"] == b["model_sha256"] for a, b in zip(result["records"], other["records"], strict=True)]
+    assert same == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("count", range(2, 30))

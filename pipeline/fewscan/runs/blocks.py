@@ -1,4 +1,8 @@
-"""One annotated scan alone: blocks of it are tested, and what lies beyond a gap on either side is trained on."""
+"""One annotated scan alone: each block of it is tested by a training that saw what lies beyond a gap in its place.
+
+The scan that is trained on has the size of the whole one. Cut out, or unlabelled in the block, it would leave places
+where no answer is wrong, and there the network answers a label everywhere (docs/measured.md, "One annotated volume").
+"""
 
 from __future__ import annotations
 
@@ -27,29 +31,53 @@ SLICES_TO_PREFER = 10
 class Block:
     """A run of slices along one axis that is tested; [first, stop) of the axis' n voxels.
 
-    The network sees `read`: the block and its gap. It is trained on `training`, which begins where the gap ends. So
-    no voxel of the block is trained on, and no voxel that was trained on reaches the answer, however far the network
-    looks: beyond `read` its input is mirrored.
+    In its training neither the block is seen nor the `gap` slices on either side.
     """
 
+    axis: int
     first: int
     stop: int
     gap: int
     n: int
 
     @property
-    def read(self) -> tuple[int, int]:
-        """[first, stop) of what is given to the network."""
-        return max(0, self.first - self.gap), min(self.n, self.stop + self.gap)
+    def tested(self) -> tuple[slice, ...]:
+        """The voxels (i, j, k) that are scored."""
+        return self._along(self.first, self.stop)
 
     @property
-    def training(self) -> tuple[tuple[int, int], ...]:
-        """[first, stop) of each part that is trained on."""
-        low, high = self.read
-        return tuple((first, stop) for first, stop in ((0, low), (high, self.n)) if stop > first)
+    def hidden(self) -> tuple[slice, ...]:
+        """The voxels (i, j, k) that the training does not see: the block and its gap."""
+        return self._along(max(0, self.first - self.gap), min(self.n, self.stop + self.gap))
+
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """(n,) slices that are trained on: each by itself, and for each hidden one another in its place.
+
+        What lies beyond the nearer end of the hidden slices is mirrored there, as in a mirror between two slices; back
+        and forth where it is the shorter.
+        """
+        hidden = self.hidden[self.axis]
+        low, high = hidden.start, self.n - hidden.stop
+        at = np.arange(hidden.start, hidden.stop)
+        from_below, from_above = at - hidden.start, hidden.stop - 1 - at
+        slices = np.arange(self.n)
+        below = low - 1 - _back_and_forth(from_below, low) if low else slices[hidden]
+        above = hidden.stop + _back_and_forth(from_above, high) if high else slices[hidden]
+        nearer_below = (low > 0) & ((high == 0) | (from_below <= from_above))
+        slices[hidden] = np.where(nearer_below, below, above)
+        return slices
+
+    def _along(self, first: int, stop: int) -> tuple[slice, ...]:
+        return tuple(slice(first, stop) if axis == self.axis else slice(None) for axis in range(3))
 
 
-def cut_blocks(labelled: Sequence[int], wanted: int | None = None) -> list[Block]:
+def _back_and_forth(steps: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """0 to n - 1 and back again, and so on."""
+    return np.minimum(steps % (2 * n), 2 * n - 1 - steps % (2 * n))
+
+
+def cut_blocks(labelled: Sequence[int], wanted: int | None = None, axis: int = 0) -> list[Block]:
     """Blocks that partition an axis, each with about the same number of labelled voxels.
 
     The gap is a tenth of the slices from the first labelled one to the last, at least one voxel.
@@ -58,6 +86,7 @@ def cut_blocks(labelled: Sequence[int], wanted: int | None = None) -> list[Block
         labelled: voxels with a label in each slice along the axis.
         wanted: blocks; None for five, and for fewer where blocks would hold less than three labelled slices, or leave
             no label to train on.
+        axis: that is cut.
 
     Raises:
         PairingError: there is too little to part.
@@ -71,21 +100,21 @@ def cut_blocks(labelled: Sequence[int], wanted: int | None = None) -> list[Block
             f"{LABELLED_SLICES}; annotate another scan"
         )
     for blocks in [wanted] if wanted else range(min(5, most), 1, -1):
-        cut = _cut(counts, blocks)
-        if all(block.first < block.stop and any(counts[a:b].any() for a, b in block.training) for block in cut):
+        cut = _cut(counts, blocks, axis)
+        if all(block.first < block.stop and counts.sum() > counts[block.hidden[axis]].sum() for block in cut):
             return cut
     raise PairingError(
         "the labels of the one scan lie too close together to test one part and train on another; annotate another scan"
     )
 
 
-def _cut(counts: NDArray[np.int64], blocks: int) -> list[Block]:
+def _cut(counts: NDArray[np.int64], blocks: int, axis: int) -> list[Block]:
     """With equal shares of the labelled voxels."""
     so_far, at = np.cumsum(counts), np.flatnonzero(counts)
     ends = [int(np.searchsorted(so_far, so_far[-1] * part / blocks)) + 1 for part in range(1, blocks)]
     gap = max(1, int(at[-1] - at[0] + 1) // 10)
     n = len(counts)
-    return [Block(first, stop, gap, n) for first, stop in zip([0, *ends], [*ends, n], strict=True)]
+    return [Block(axis, first, stop, gap, n) for first, stop in zip([0, *ends], [*ends, n], strict=True)]
 
 
 def choose_axis(classes: NDArray[Any], slice_axis: int | None) -> int:
@@ -106,41 +135,38 @@ def profile(classes: NDArray[Any], axis: int) -> NDArray[np.int64]:
     return counts
 
 
-def write_parts(
+def untrained_labels(classes: NDArray[Any], block: Block) -> tuple[int, ...]:
+    """Class indices of the labels that lie in the block and its gap alone, so that its training knows none of them.
+
+    `classes` (i, j, k) is the whole scan's.
+    """
+    seen = classes.take(block.seen, block.axis)
+    return tuple(int(label) for label in np.setdiff1d(classes[classes > 0], seen))
+
+
+def write_training_scan(
     folder: Path,
     block: Block,
-    axis: int,
     scan: Scan,
     label: NDArray[Any],
     channels: Sequence[Mapping[str, Any] | str],
-) -> tuple[list[Case], Case, tuple[slice, ...]]:
-    """Cut the scan into files (NIfTI): the parts to train on, what the test reads, and which of its voxels count.
+) -> Case:
+    """The slices `block.seen` of a scan and its label as files (NIfTI) on the scan's grid.
 
     `label` (i, j, k) holds the values that label files get; `channels` are the bundle's.
     """
-    image = scan.read()
+    image = scan.read().take(block.seen, block.axis + 1)
     called = Channels.of(channels)
-    suffixes = called.suffixes if called else ()
-    names = ["test", *(f"training{number}" for number, _ in enumerate(block.training, start=1))]
-    cases = []
-    for name, (first, stop) in zip(names, (block.read, *block.training), strict=True):
-        part = tuple(slice(first, stop) if other == axis else slice(None) for other in range(3))
-        grid = scan.grid.cropped(part)
-        cut = image[(slice(None), *part)]
-        if suffixes:
-            images = [folder / f"{name}{suffix}.nii.gz" for suffix in suffixes]
-            for path, channel in zip(images, cut, strict=True):
-                _save(path, channel, grid)
-        else:
-            images = [folder / f"{name}.nii.gz"]
-            _save(images[0], cut[0] if len(cut) == 1 else np.moveaxis(cut, 0, -1), grid)
-        labels = folder / "labels" / f"{name}.nii.gz"
-        _save(labels, label[part], grid)
-        cases.append(Case(name, tuple(images), (labels,)))
-    offset = block.first - block.read[0]
-    within = slice(offset, offset + block.stop - block.first)
-    counted = tuple(within if other == axis else slice(None) for other in range(3))
-    return cases[1:], cases[0], counted
+    if called and called.suffixes:
+        images = [folder / f"training{suffix}.nii.gz" for suffix in called.suffixes]
+        for path, channel in zip(images, image, strict=True):
+            _save(path, channel, scan.grid)
+    else:
+        images = [folder / "training.nii.gz"]
+        _save(images[0], image[0] if len(image) == 1 else np.moveaxis(image, 0, -1), scan.grid)
+    labels = folder / "labels" / "training.nii.gz"
+    _save(labels, label.take(block.seen, block.axis), scan.grid)
+    return Case("training", tuple(images), (labels,))
 
 
 def _save(path: Path, array: NDArray[Any], grid: Grid) -> None:

@@ -49,7 +49,7 @@ def read_estimate(bundle: Path) -> dict[str, Any] | None:
         return None
     estimate: dict[str, Any] = read_json(bundle / FILE)
     needed = ("dice", "cases", "scheme", "blocks", "models", "groups", "budget", WARNINGS, HASH, CASES)
-    missing = [key for key in needed if key not in estimate]
+    missing = [key for key in (*needed, *(["labels"] if estimate.get("blocks") else [])) if key not in estimate]
     if missing:
         raise BundleError(f"{bundle / FILE}: has no {', '.join(missing)}; run `fewscan validate {bundle}` again")
     return estimate
@@ -87,11 +87,12 @@ def in_words(bundle: Path, scans: Sequence[Scan] = (), ensemble: bool = False) -
     dice, n = estimate["dice"], estimate["cases"]
     spread = "" if dice["sd"] is None else f" (sd {dice['sd']:.2f})"
     scans_of = "" if estimate["groups"] == n else f" of {estimate['groups']} groups"
-    counted = f"{n} scan{'s' * (n > 1)}{scans_of}, {estimate['scheme']}"
     if estimate["blocks"]:
-        counted = f"{estimate['scheme']} of one scan"
-    told = [f"Dice {dice['mean']:.2f}{spread}", f"worst {dice['worst']:.2f}", counted]
-    first = ", ".join(told)
+        low = min(estimate["labels"], key=lambda one: one["dice"])
+        worst, counted = f"worst label {low['label']} {low['dice']:.2f}", f"{estimate['scheme']} of one scan together"
+    else:
+        worst, counted = f"worst {dice['worst']:.2f}", f"{n} scan{'s' * (n > 1)}{scans_of}, {estimate['scheme']}"
+    first = ", ".join([f"Dice {dice['mean']:.2f}{spread}", worst, counted])
     if ensemble:
         first += " (of single models; their ensemble was not scored)"
     if not is_of_these_settings(bundle, estimate):

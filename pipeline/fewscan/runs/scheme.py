@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from tqdm import tqdm
 from fewscan.bundle import locate, read_json, resolve
 from fewscan.errors import BundleError, FewscanError, PairingError
 from fewscan.labels import LabelTable
-from fewscan.runs.blocks import choose_axis, cut_blocks, profile, write_parts
+from fewscan.runs.blocks import Block, choose_axis, cut_blocks, profile, untrained_labels, write_training_scan
 from fewscan.runs.folds import make_folds
 from fewscan.runs.postprocess import small_piece_mm3
-from fewscan.runs.score import EVERYTHING, label_reading
+from fewscan.runs.score import label_reading
 from fewscan.scans import Case, Scan, match_grid, open_scan, read_label
 from fewscan.scans.cases import case_name, entry_stem
 from fewscan.scans.labels import read_instances
@@ -35,12 +35,17 @@ class Look:
 
 @dataclass(frozen=True)
 class Part:
-    """One fold: cases below `root` to train on, and to test on, of which the voxels `counted` (i, j, k) are scored."""
+    """One fold: cases below `root` to train on, and to test on.
+
+    With a `block` both come from one scan: what is trained on does not hold the block and its gap, and the scan is
+    scored in the block alone, without the voxels of `untrained` labels (class indices).
+    """
 
     root: Path
     training: tuple[Case, ...]
     test: tuple[Case, ...]
-    counted: tuple[slice, ...] = EVERYTHING
+    block: Block | None = None
+    untrained: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Scheme:
     how: str
     warnings: tuple[str, ...]
     blocks: Mapping[str, Any] | None = None
-    """Where one scan was cut into blocks: the settings of train.json by which their labels are read."""
+    """Where one scan is tested by blocks: the settings of train.json by which the labels of the trainings are read."""
 
 
 def labelled_cases(bundle: Path, config: Mapping[str, Any]) -> tuple[list[Case], Path]:
@@ -123,7 +128,7 @@ def part_cases(
     Args:
         cases: that can be used.
         root: their data folder.
-        output: where blocks are written, below `blocks`.
+        output: where what is trained on without a block is written, below `blocks`.
         looks: of each case.
         settings, table, config: inference.json, its label table, train.json.
         count: folds or blocks; None for the usual number.
@@ -133,7 +138,7 @@ def part_cases(
     if len(cases) == 1:
         if groups is not None:
             raise PairingError(f"{groups}: one scan alone is parted into blocks, not by groups; leave --groups out")
-        return _into_blocks(cases[0], output, settings, table, config, count)
+        return _into_blocks(cases[0], root, output, settings, table, config, count)
     of_case, how = group_cases(cases, None if groups is None else read_groups(groups))
     thumbnails = [looks[case.name].thumbnail for case in cases]
     stack = len(set(of_case)) == len(cases) and stack_correlation(thumbnails) is not None
@@ -167,13 +172,12 @@ def part_cases(
     )
 
 
-def _label_to_cut(
+def _values_and_reading(
     case: Case, scan: Scan, truth: NDArray[Any], table: LabelTable, config: Mapping[str, Any]
 ) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Values (i, j, k) for the label files of the blocks, and the settings of train.json by which they are read.
+    """Values (i, j, k) for label files, and the settings of train.json by which they are read.
 
-    Objects of merged masks keep their numbers, for border weights. What nobody annotated gets a value of its own: a
-    part without any label would be taken for background.
+    Objects of merged masks keep their numbers, for border weights. What nobody annotated gets a value of its own.
     """
     if config.get("merge_masks"):
         numbers, grid = read_instances(case.label, config.get("unlabelled"))
@@ -184,36 +188,56 @@ def _label_to_cut(
     free = int(max(values.max(), *table.values.tolist())) + 1 if unknown.any() else None
     if free is not None:
         values[unknown] = free
-    own = {"structures": None, "unlabelled": free, "sparse": None}
-    return values, own
+    return values, {"structures": None, "unlabelled": free, "sparse": None}
 
 
 def _into_blocks(
     case: Case,
+    root: Path,
     output: Path,
     settings: Mapping[str, Any],
     table: LabelTable,
     config: Mapping[str, Any],
     count: int | None,
 ) -> Scheme:
-    """Cuts the only case into files below `output`/blocks."""
+    """Writes what each block's training sees below `output`/blocks."""
     scan, truth = _read(case, settings, table, config)
     slice_axis = settings.get("slice_axis")
     axis = choose_axis(truth, None if slice_axis is None else scan.grid.axes_to_lps()[0][slice_axis])
-    cut = cut_blocks(profile(truth, axis).tolist(), count)
-    label, reading = _label_to_cut(case, scan, truth, table, config)
-    parts, groups = [], {}
+    cut = cut_blocks(profile(truth, axis).tolist(), count, axis)
+    values, reading = _values_and_reading(case, scan, truth, table, config)
+    parts, warnings = [], ["blocks of one scan, of which other parts were trained on: another scan may differ more"]
     for number, block in enumerate(cut, start=1):
-        folder = output / "blocks" / f"block-{number}"
-        training, test, counted = write_parts(folder, block, axis, scan, label, settings["channels"])
-        test = Case(f"block {number}", test.image, test.label)
-        groups[test.name] = test.name
-        parts.append(Part(folder, tuple(training), (test,), counted))
+        training = write_training_scan(output / "blocks" / f"{number}", block, scan, values, settings["channels"])
+        test = replace(case, name=f"block {number}")
+        parts.append(Part(root, (training,), (test,), block, untrained_labels(truth, block)))
+    warnings += _not_tested(truth, parts, table)
     gap, mm = cut[0].gap, cut[0].gap * scan.grid.spacing_mm[axis]
     how = (
-        f"one scan alone in {len(cut)} blocks along its axis {'ijk'[axis]}, each tested once; {gap} voxel(s) "
-        f"({mm:.3g} mm) on either side are not trained on. A block is cut out with these and segmented by itself, so "
-        "no voxel that was trained on reaches its answer, however far the network looks"
+        f"one scan alone in {len(cut)} blocks along its axis {'ijk'[axis]}, each tested by a network that was trained "
+        f"without the block and {gap} voxel(s) ({mm:.3g} mm) on either side: there the scan beyond them was mirrored, "
+        "image and label. In the test it sees the scan as it is, and so the other blocks, which it was trained on"
     )
-    warnings = ("blocks of one scan say nothing of other scans",)
-    return Scheme(tuple(parts), groups, f"{len(cut)} blocks", how, warnings, reading)
+    groups = {test.name: test.name for part in parts for test in part.test}
+    return Scheme(tuple(parts), groups, f"{len(cut)} blocks", how, tuple(warnings), reading)
+
+
+def _not_tested(truth: NDArray[Any], parts: Sequence[Part], table: LabelTable) -> list[str]:
+    """In words, the labels that lie, in part or whole, where no training knew them. Raises where those are all."""
+    told, tested = [], False
+    for number, label in enumerate(table, start=1):
+        total, lost, where = int((truth == number).sum()), 0, []
+        for part in parts:
+            if part.block and number in part.untrained:
+                lost += int((truth[part.block.tested] == number).sum())
+                where += [test.name for test in part.test]
+        tested = tested or lost < total
+        if lost:
+            share = "it was not tested" if lost == total else f"{lost} of its {total} voxels were not tested"
+            told.append(f"{label.name} lies within {' and '.join(where)} and the gap, so {share}")
+    if not tested:
+        raise PairingError(
+            f"each label of the one scan lies within one block, so none can be tested ({'; '.join(told)}); annotate "
+            "another scan"
+        )
+    return told

@@ -90,7 +90,10 @@ def label_reading(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """A case's score and what it was taken from: class indices (i, j, k) on the scan's grid."""
+    """A case's score and what it was taken from: class indices (i, j, k) on the scan's grid.
+
+    The truth is -1 where it does not count; the answer is background beyond the part that was scored.
+    """
 
     score: CaseScore
     scan: Scan
@@ -105,11 +108,12 @@ def score_case(
     case: Case,
     reading: Mapping[str, Any],
     part: tuple[slice, ...] = EVERYTHING,
+    untrained: Sequence[int] = (),
 ) -> ScoredCase:
     """Segment one case as `fewscan segment` does and score it; with `part` only these voxels (i, j, k) count.
 
-    Voxels that nobody annotated count nowhere. Surfaces end at them and at the border of a `part`, so where there are
-    any there is no HD95.
+    Voxels that nobody annotated count nowhere, nor do those whose truth is one of the classes `untrained`. Surfaces end
+    at voxels that do not count, so where there are any there is no HD95.
     """
     scan = open_scan(case.image, channels)
     started = time.perf_counter()
@@ -118,10 +122,13 @@ def score_case(
     truth, grid = read_label(case.label, table, case.structures, **reading)
     truth = match_grid(truth, grid, scan.grid, f"{case.label[0]} (label of {case.image[0]})")
     answer = table.to_classes(values, f"the mask of {case.name}")
-    has_mm = _has_mm(scan) and part == EVERYTHING and truth.min() >= 0
-    score = score_masks(
-        case.name, answer[part], truth[part], scan.grid.cropped(part), table.classes, seconds, has_mm=has_mm
-    )
+    if part != EVERYTHING:
+        beyond = np.ones(truth.shape, dtype=bool)
+        beyond[part] = False
+        truth = np.where(beyond | np.isin(truth, untrained), -1, truth.astype(np.int32))
+        answer = np.where(beyond, 0, answer)
+    has_mm = _has_mm(scan) and truth.min() >= 0
+    score = score_masks(case.name, answer, truth, scan.grid, table.classes, seconds, has_mm=has_mm)
     return ScoredCase(score, scan, answer, truth)
 
 
@@ -149,7 +156,7 @@ def score_masks(
         accuracy=pixel_accuracy(counts),
         hd95_mm=float(np.mean(distances)) if distances else None,
         missed=int((in_truth ^ in_answer).sum()),
-        floor=_floor(counts.sum(axis=1)),
+        floor=floor_of(counts.sum(axis=1)),
         seconds=seconds,
         mvoxels=answer.size / 1e6,
     )
@@ -161,7 +168,7 @@ def mean_dice(counts: Counts) -> float:
     return 1.0 if np.isnan(per_label).all() else float(np.nanmean(per_label))
 
 
-def _floor(voxels: NDArray[Any]) -> float:
+def floor_of(voxels: NDArray[Any]) -> float:
     """The best mean Dice of one label everywhere, from the truth's voxels of each class; 1 where it holds no label."""
     labels = np.asarray(voxels[1:], dtype=np.float64)
     held = np.count_nonzero(labels)

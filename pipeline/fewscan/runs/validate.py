@@ -19,7 +19,7 @@ from fewscan import __version__
 from fewscan.bundle import TRAINED_CASES, cases_hash, read_json
 from fewscan.errors import BundleError, FewscanError, first_line
 from fewscan.labels import LabelTable
-from fewscan.metrics import confusion
+from fewscan.metrics import confusion, dice, iou
 from fewscan.runs import learning_curve, postprocess
 from fewscan.runs.correct import HISTORY
 from fewscan.runs.estimate import in_words, length_in_words, settings_hash, write_estimate
@@ -27,7 +27,15 @@ from fewscan.runs.measure import seconds_per_step
 from fewscan.runs.predictor import Predictor, read_settings
 from fewscan.runs.records import NEVER, duration, is_trained, kept_record, training_record, usual_device, write_json
 from fewscan.runs.scheme import Look, Part, Scheme, labelled_cases, look_at, part_cases
-from fewscan.runs.score import draw, label_reading, mean_dice, refuse_trained_on, score_case
+from fewscan.runs.score import (
+    EVERYTHING,
+    draw,
+    floor_of,
+    label_reading,
+    mean_dice,
+    refuse_trained_on,
+    score_case,
+)
 from fewscan.runs.validate_page import write_csv, write_page
 from fewscan.scans import Case, find_scans
 from fewscan.scans.data_lists import list_entry, relative
@@ -236,8 +244,9 @@ class _Run:
             file = temporary / "configs" / f"{name}.json"
             config = read_json(file)
             write_json(file, {**config, **{key: value for key, value in changes.items() if key in config}})
+        tested = "the block of it that is tested" if job.part.block else "what is under `test`"
         listing = {
-            "description": f"{job} of a validation; what is under `test` is never looked at in training",
+            "description": f"{job} of a validation; {tested} is never looked at in training",
             "training": [list_entry(case, job.part.root) for case in job.part.training],
             "validation": [],
             "test": [list_entry(case, job.part.root) for case in job.part.test],
@@ -271,15 +280,18 @@ class _Run:
             print(f"failed: {job}: {problem}")
             return
         self._refuse_training_data(job)
-        reading = label_reading({**self.config, **(self.scheme.blocks or {})})
+        reading, block = label_reading(self.config), job.part.block
+        tested = (block.tested, job.part.untrained) if block else (EVERYTHING, ())
         small = min((s for case in job.part.training if (s := self._small_piece(case)) is not None), default=0.0)
         rows: list[dict[str, Any]] = []
         failed: list[dict[str, str]] = []
         for case in tqdm(job.part.test, desc="scoring", unit="case", leave=False):
             try:
-                scored = score_case(predictor, self.settings["channels"], self.table, case, reading, job.part.counted)
+                scored = score_case(predictor, self.settings["channels"], self.table, case, reading, *tested)
                 row = {**asdict(scored.score), "group": self.scheme.groups[case.name], "fold": job.fold}
-                if job.size is None and not self.scheme.blocks:
+                if block:
+                    row["counts"] = confusion(scored.answer, scored.truth, self.table.classes).tolist()
+                elif job.size is None:
                     voxel_mm3 = scored.scan.grid.voxel_mm3
                     row["after"] = postprocess.dice_after(scored.answer, scored.truth, self.table, voxel_mm3, small)
                 if job.size is None and all(row["dice"] < other["dice"] for other in rows):
@@ -326,7 +338,7 @@ class _Run:
             "warnings": self.warnings,
             "planned": len(jobs),
             "done": len(done),
-            "summary": summary(rows),
+            "summary": self._summary(rows),
             "failed": failed,
             "cases": rows,
             "records": [{key: value for key, value in record.items() if key != "cases"} for record in records],
@@ -375,7 +387,7 @@ class _Run:
             {
                 "fewscan": __version__,
                 **{key: header[key] for key in ("scheme", "how", "blocks", "budget", "seed")},
-                **summary(rows),
+                **self._summary(rows),
                 "groups": len({row["group"] for row in rows}),
                 "models": [record["fold"] for record in records],
                 "warnings": self.warnings,
@@ -387,6 +399,9 @@ class _Run:
         result = self.publish(header, jobs, validation=validation, advice=told, unlabelled=ranked)
         print("\n".join([validation, *told, f"open {self.output / 'index.html'}"]))
         return result
+
+    def _summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return summary_of_blocks(rows, self.table) if self.scheme.blocks else summary(rows)
 
     def _curve_advice(self, jobs: Sequence[_Job], rows: Sequence[Mapping[str, Any]]) -> list[str]:
         points: dict[int, list[Mapping[str, Any]]] = {}
@@ -429,14 +444,14 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean, spread and worst of Dice over cases, and the means of the other scores; empty without any case."""
     if not rows:
         return {}
-    dice = [row["dice"] for row in rows]
+    each = [row["dice"] for row in rows]
     hd95 = [row["hd95_mm"] for row in rows if row["hd95_mm"] is not None]
     worst = min(rows, key=lambda row: row["dice"])
     return {
         "cases": len(rows),
         "dice": {
-            "mean": statistics.fmean(dice),
-            "sd": statistics.stdev(dice) if len(dice) > 1 else None,
+            "mean": statistics.fmean(each),
+            "sd": statistics.stdev(each) if len(each) > 1 else None,
             "worst": worst["dice"],
             "worst_case": worst["case"],
         },
@@ -445,6 +460,23 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "missed": sum(row["missed"] for row in rows),
         "floor": statistics.fmean(row["floor"] for row in rows),
     }
+
+
+def summary_of_blocks(rows: Sequence[Mapping[str, Any]], table: LabelTable) -> dict[str, Any]:
+    """That of one scan, each of whose blocks was segmented by another network: of the `counts` of all blocks together.
+
+    Dice and IoU are means over the labels that were tested, of which `labels` has the Dice of each; `worst` is a block.
+    """
+    if not rows:
+        return {}
+    counts = np.sum([row["counts"] for row in rows], axis=0)
+    voxels, of_label, overlap = counts.sum(axis=1), dice(counts), iou(counts)
+    tested = [(n, label.name) for n, label in enumerate(table, start=1) if voxels[n]]
+    labels = [{"label": name, "dice": float(of_label[n]), "voxels": int(voxels[n])} for n, name in tested]
+    mean, mean_iou = (statistics.fmean(one[n] for n, _ in tested) if tested else 0.0 for one in (of_label, overlap))
+    blocks = summary(rows)
+    dice_of_all = {**blocks["dice"], "mean": mean, "sd": None}
+    return {**blocks, "dice": dice_of_all, "iou": mean_iou, "floor": floor_of(voxels), "labels": labels}
 
 
 def disagreement(masks: Sequence[NDArray[Any]], classes: int) -> float:

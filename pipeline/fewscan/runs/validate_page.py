@@ -43,17 +43,21 @@ def _page(result: Mapping[str, Any], pictures: Path) -> str:
     body = "".join(f'<p class="warn">{line}</p>' for line in warned if line)
     body += "".join(f"<p>{html.escape(line)}.</p>" for line in result.get("advice", ()))
     if result["summary"]:
-        body += _scores(result["summary"]) + _cases(result["cases"]) + _worst(result["cases"], pictures)
+        scores = _scores_of_blocks if result["blocks"] else _scores
+        body += scores(result["summary"]) + _cases(result["cases"]) + _worst(result["cases"], pictures)
     body += _curve(result) + _losses(result["records"]) + _unlabelled(result.get("unlabelled", ()))
     body += _failures([*result["left_out"], *result["failed"]])
     opening = html.escape(result.get("validation", ""))
+    seen = "No case that is scored here was trained on, or looked at in training."
+    if result["blocks"]:
+        seen = "No voxel that is scored here was trained on, or looked at, in the training that it scores."
     return f"""<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>fewscan validate</title><style>{STYLE}</style>
 <h1>How good it is on what it was not trained on</h1>
 <p><b>{opening}</b></p>
 <p>{html.escape(result["how"])}. Each was trained for {html.escape(result["budget"])}, from random weights, with the
 bundle's own settings. These were decided with all cases in view (spacing, intensity window, patch), which flatters a
-little. No case that is scored here was trained on, or looked at in training. <b>This page shows scans of your patients:
+little. {seen} <b>This page shows scans of your patients:
 remove it before you pass the bundle on.</b></p>
 {body}
 <p><small>fewscan {html.escape(result["fewscan"])}, seed {result["seed"]}, {html.escape(result["device"])}. All numbers:
@@ -78,6 +82,22 @@ def _scores(summary: Mapping[str, Any]) -> str:
         "or mask hold. HD95: mean over the labels that both hold; labels that only one holds: "
         f"{summary['missed']}. One and the same label everywhere, the best for each case, has a mean Dice of "
         f"{summary['floor']:.4f}.</small></p>"
+    )
+
+
+def _scores_of_blocks(summary: Mapping[str, Any]) -> str:
+    lines = "".join(
+        f"<tr><td>{html.escape(one['label'])}</td><td>{one['dice']:.4f}</td><td>{one['voxels']}</td></tr>"
+        for one in summary["labels"]
+    )
+    return (
+        f"<h2>Scores of {summary['cases']} blocks together</h2><p>Dice {summary['dice']['mean']:.4f}, IoU "
+        f"{summary['iou']:.4f}: mean over the labels.</p>"
+        f"<table><tr><th>label</th><th>Dice</th><th>voxels tested</th></tr>{lines}</table>"
+        "<p><small>The answers to all blocks are one mask, scored on the scan's original grid against its untouched "
+        "label, without post-processing. Voxels of a label that the block's training did not know do not count. "
+        f"One and the same label everywhere, the best one, has a Dice of {summary['floor']:.4f}. Below, the Dice of a "
+        "block is its own: where it holds a few voxels of a label, these decide.</small></p>"
     )
 
 
