@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from conftest import ball
 from fewscan.errors import PairingError
-from fewscan.runs.blocks import Block, choose_axis, cut_blocks, profile, untrained_labels, write_training_scan
+from fewscan.runs.blocks import Block, choose_blocks, cut_blocks, profile, share_seen, write_training_scan
 from fewscan.scans import open_scan
 from runs.tiny import save_nifti
 from scans.volumes import AFFINES
@@ -72,10 +72,32 @@ def test_what_cannot_be_parted_is_refused(labelled, wanted):
 def test_the_axis_with_most_labelled_slices():
     classes = np.zeros((30, 40, 20), np.uint16)
     classes[3:28, 10:20, 2:14] = 1
-    assert choose_axis(classes, None) == 0 and choose_axis(classes, 2) == 2
+    assert {block.axis for block in choose_blocks(classes, None)} == {0}
+    assert {block.axis for block in choose_blocks(classes, 2)} == {2}
     classes[..., 5:14] = 0
-    assert choose_axis(classes, 2) == 0  # three labelled slices are too few
+    assert {block.axis for block in choose_blocks(classes, 2)} == {0}  # three labelled slices are too few
     np.testing.assert_array_equal(profile(classes, 2)[:6], [0, 0, 250, 250, 250, 0])
+    with pytest.raises(PairingError, match="labels in 2 slices: too few for two blocks"):
+        choose_blocks(np.ones((2, 2, 1), np.uint16), None)
+
+
+def test_organs_that_follow_each_other_are_cut_along_another_axis():
+    """The second of five blocks and its gap hold 8 + 2 x 4 slices: of 40 that is less than half, of 20 too much."""
+    classes = np.zeros((20, 44, 15), np.uint16)
+    classes[2:18, 2:42, 2:13] = 1
+    assert {block.axis for block in choose_blocks(classes, None)} == {1}
+    classes[:, 22:][classes[:, 22:] > 0] = 2
+    assert share_seen(classes, cut_blocks(profile(classes, 1).tolist(), axis=1)[1])[1] == pytest.approx(4 / 20)
+    assert {block.axis for block in choose_blocks(classes, None)} == {0}
+
+
+def test_how_much_a_training_sees_of_a_label():
+    """Label 2 lies in the block and its gap alone; of label 3 one of seven voxels of a row, farther away."""
+    classes = np.zeros((30, 4, 4), np.int32)
+    classes[3:27, :2] = 1
+    classes[8:16, 2], classes[10:17, 3], classes[0] = 2, 3, -1
+    seen = share_seen(classes, Block(axis=0, first=10, stop=14, gap=2, n=30))
+    assert seen == {1: pytest.approx(16 / 24), 2: 0, 3: pytest.approx(1 / 7)}
 
 
 def test_hidden_slices_are_a_mirror_of_those_beyond():
@@ -105,13 +127,3 @@ def test_a_training_scan_has_the_scans_grid_and_none_of_its_hidden_voxels(tmp_pa
     np.testing.assert_array_equal(values[:, kept], label[:, kept])
     of_value = dict(zip(whole[0].ravel().tolist(), label.ravel().tolist(), strict=True))  # image and label go together
     np.testing.assert_array_equal(values.ravel(), [of_value[value] for value in written.read()[0].ravel().tolist()])
-
-
-def test_labels_that_a_training_does_not_know():
-    """Label 2 lies in the block and its gap alone, label 3 one voxel farther too."""
-    classes = np.zeros((30, 4, 4), np.uint16)
-    classes[3:27, :2] = 1
-    block = Block(axis=0, first=10, stop=14, gap=2, n=30)
-    classes[8:16, 2], classes[10:17, 3] = 2, 3
-    assert untrained_labels(classes, block) == (2,)
-    assert untrained_labels(classes, Block(axis=0, first=20, stop=30, gap=2, n=30)) == ()

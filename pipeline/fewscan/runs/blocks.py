@@ -25,6 +25,8 @@ LABELLED_SLICES = 3
 """Of a block, at least."""
 SLICES_TO_PREFER = 10
 """Labelled ones, from which on a network that looks at slices is tested on whole slices."""
+ENOUGH_SEEN = 1 / 3
+"""Of a label's voxels; a training that sees fewer is a poor stand-in for one that sees them all."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,43 @@ def _cut(counts: NDArray[np.int64], blocks: int, axis: int) -> list[Block]:
     return [Block(axis, first, stop, gap, n) for first, stop in zip([0, *ends], [*ends, n], strict=True)]
 
 
-def choose_axis(classes: NDArray[Any], slice_axis: int | None) -> int:
-    """The axis (i, j, k) that is cut: along which labels reach through most slices.
+def choose_blocks(classes: NDArray[Any], slice_axis: int | None, wanted: int | None = None) -> list[Block]:
+    """Blocks along the axis (i, j, k) on which labels reach through most slices.
 
-    `slice_axis`: along which a 2D network looks at slices; it is preferred where ten slices or more hold labels.
+    An axis counts only where every training sees a third of each label (`share_seen`); where none does, the one that
+    leaves most to the training that sees least. Organs that follow each other along an axis are so cut along another.
+
+    Args:
+        classes: (i, j, k) class indices, -1 where nobody annotated.
+        slice_axis: along which a 2D network looks at slices; it is taken where ten slices or more hold labels.
+        wanted: see `cut_blocks`, whose errors are raised where no axis can be cut.
     """
-    counts = [int(np.count_nonzero(profile(classes, axis))) for axis in range(3)]
-    if slice_axis is not None and counts[slice_axis] >= SLICES_TO_PREFER:
-        return slice_axis
-    return int(np.argmax(counts))
+    profiles = [profile(classes, axis) for axis in range(3)]
+    slices = [int(np.count_nonzero(labelled)) for labelled in profiles]
+    if slice_axis is not None and slices[slice_axis] >= SLICES_TO_PREFER:
+        return cut_blocks(profiles[slice_axis].tolist(), wanted, slice_axis)
+    cuts: list[tuple[float, list[Block]]] = []
+    problems = []
+    for axis in sorted(range(3), key=lambda axis: -slices[axis]):
+        try:
+            blocks = cut_blocks(profiles[axis].tolist(), wanted, axis)
+        except PairingError as problem:
+            problems.append(problem)
+            continue
+        least = min(min(share_seen(classes, block).values()) for block in blocks)
+        if least >= ENOUGH_SEEN:
+            return blocks
+        cuts.append((least, blocks))
+    if not cuts:
+        raise problems[0]
+    return max(cuts, key=lambda cut: cut[0])[1]
+
+
+def share_seen(classes: NDArray[Any], block: Block) -> dict[int, float]:
+    """For each label (class index) of the scan the share, 0 to 1, of its voxels that lie outside block and gap."""
+    labels, voxels = np.unique(classes[classes > 0], return_counts=True)
+    hidden = classes[block.hidden]
+    return {int(label): 1 - int((hidden == label).sum()) / int(n) for label, n in zip(labels, voxels, strict=True)}
 
 
 def profile(classes: NDArray[Any], axis: int) -> NDArray[np.int64]:
@@ -133,15 +163,6 @@ def profile(classes: NDArray[Any], axis: int) -> NDArray[np.int64]:
     others = tuple(other for other in range(3) if other != axis)
     counts: NDArray[np.int64] = np.count_nonzero(classes > 0, axis=others)
     return counts
-
-
-def untrained_labels(classes: NDArray[Any], block: Block) -> tuple[int, ...]:
-    """Class indices of the labels that lie in the block and its gap alone, so that its training knows none of them.
-
-    `classes` (i, j, k) is the whole scan's.
-    """
-    seen = classes.take(block.seen, block.axis)
-    return tuple(int(label) for label in np.setdiff1d(classes[classes > 0], seen))
 
 
 def write_training_scan(

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from fewscan.bundle import locate, read_json, resolve
 from fewscan.errors import BundleError, FewscanError, PairingError
 from fewscan.labels import LabelTable
-from fewscan.runs.blocks import Block, choose_axis, cut_blocks, profile, untrained_labels, write_training_scan
+from fewscan.runs.blocks import ENOUGH_SEEN, Block, choose_blocks, share_seen, write_training_scan
 from fewscan.runs.folds import make_folds
 from fewscan.runs.postprocess import small_piece_mm3
 from fewscan.runs.score import label_reading
@@ -203,15 +203,16 @@ def _into_blocks(
     """Writes what each block's training sees below `output`/blocks."""
     scan, truth = _read(case, settings, table, config)
     slice_axis = settings.get("slice_axis")
-    axis = choose_axis(truth, None if slice_axis is None else scan.grid.axes_to_lps()[0][slice_axis])
-    cut = cut_blocks(profile(truth, axis).tolist(), count, axis)
+    cut = choose_blocks(truth, None if slice_axis is None else scan.grid.axes_to_lps()[0][slice_axis], count)
+    axis = cut[0].axis
     values, reading = _values_and_reading(case, scan, truth, table, config)
     parts, warnings = [], ["blocks of one scan, of which other parts were trained on: another scan may differ more"]
     for number, block in enumerate(cut, start=1):
         training = write_training_scan(output / "blocks" / f"{number}", block, scan, values, settings["channels"])
         test = replace(case, name=f"block {number}")
-        parts.append(Part(root, (training,), (test,), block, untrained_labels(truth, block)))
-    warnings += _not_tested(truth, parts, table)
+        untrained = tuple(label for label, share in share_seen(truth, block).items() if share == 0)
+        parts.append(Part(root, (training,), (test,), block, untrained))
+    warnings += _hardly_tested(truth, cut, table)
     gap, mm = cut[0].gap, cut[0].gap * scan.grid.spacing_mm[axis]
     how = (
         f"one scan alone in {len(cut)} blocks along its axis {'ijk'[axis]}, each tested by a network that was trained "
@@ -222,19 +223,22 @@ def _into_blocks(
     return Scheme(tuple(parts), groups, f"{len(cut)} blocks", how, tuple(warnings), reading)
 
 
-def _not_tested(truth: NDArray[Any], parts: Sequence[Part], table: LabelTable) -> list[str]:
-    """In words, the labels that lie, in part or whole, where no training knew them. Raises where those are all."""
+def _hardly_tested(truth: NDArray[Any], blocks: Sequence[Block], table: LabelTable) -> list[str]:
+    """In words, the labels of which trainings saw little or nothing. Raises where no label can be tested."""
     told, tested = [], False
     for number, label in enumerate(table, start=1):
-        total, lost, where = int((truth == number).sum()), 0, []
-        for part in parts:
-            if part.block and number in part.untrained:
-                lost += int((truth[part.block.tested] == number).sum())
-                where += [test.name for test in part.test]
+        total, lost, least = int((truth == number).sum()), 0, 1.0
+        for block in blocks:
+            here = int((truth[block.tested] == number).sum())
+            share = share_seen(truth, block).get(number, 0.0) if here else 1.0
+            lost += here if share == 0 else 0
+            least = min(least, share) if share else least
         tested = tested or lost < total
         if lost:
-            share = "it was not tested" if lost == total else f"{lost} of its {total} voxels were not tested"
-            told.append(f"{label.name} lies within {' and '.join(where)} and the gap, so {share}")
+            what = "it was not tested" if lost == total else f"{lost} of its {total} voxels were not tested"
+            told.append(f"{label.name} lies within one block and its gap, so {what}")
+        if least < ENOUGH_SEEN:
+            told.append(f"a training saw {least:.0%} of {label.name}, so its Dice says too little")
     if not tested:
         raise PairingError(
             f"each label of the one scan lies within one block, so none can be tested ({'; '.join(told)}); annotate "
