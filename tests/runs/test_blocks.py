@@ -15,21 +15,22 @@ from scans.volumes import AFFINES
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=80), st.none() | st.integers(2, 6))
-def test_blocks_partition_the_axis_and_keep_a_gap(labelled, wanted):
+def test_blocks_partition_the_labelled_slices_and_keep_a_gap(labelled, wanted):
     try:
         blocks = cut_blocks(labelled, wanted, axis=1)
     except PairingError:
         return
     n = len(labelled)
     tested = [voxel for block in blocks for voxel in range(block.first, block.stop)]
-    assert tested == list(range(n)) and len(blocks) == (wanted or len(blocks)) >= 2
+    filled = np.flatnonzero(labelled)
+    gap = max(1, int(filled[-1] - filled[0] + 1) // 10)
+    assert tested == list(range(max(0, filled[0] - gap), min(n, filled[-1] + 1 + gap)))
+    assert len(blocks) == (wanted or len(blocks)) >= 2
     for block in blocks:
         test, hidden = (set(range(n)[part[1]]) for part in (block.tested, block.hidden))
         training = set(range(n)) - hidden
         assert test <= hidden and test == set(range(block.first, block.stop))
         assert all(part[axis] == slice(None) for part in (block.tested, block.hidden) for axis in (0, 2))
-        filled = np.flatnonzero(labelled)
-        gap = max(1, int(filled[-1] - filled[0] + 1) // 10)
         assert all(abs(one - other) > gap for one in test for other in training)
         assert any(labelled[voxel] for voxel in training)
 
@@ -38,8 +39,8 @@ def test_blocks_share_the_label():
     """100 slices of which 40 to 79 hold 5 voxels each: blocks of 8 labelled slices."""
     labelled = [5 if 40 <= z < 80 else 0 for z in range(100)]
     blocks = cut_blocks(labelled)
-    assert [(block.first, block.stop) for block in blocks] == [(0, 48), (48, 56), (56, 64), (64, 72), (72, 100)]
-    assert blocks[1].hidden == (slice(44, 60), slice(None), slice(None)) and blocks[4].hidden[0] == slice(68, 100)
+    assert [(block.first, block.stop) for block in blocks] == [(36, 48), (48, 56), (56, 64), (64, 72), (72, 84)]
+    assert blocks[1].hidden == (slice(44, 60), slice(None), slice(None)) and blocks[4].hidden[0] == slice(68, 88)
 
 
 @pytest.mark.parametrize("size", [6, 7, 9, 12, 20, 40, 59])

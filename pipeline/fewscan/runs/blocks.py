@@ -80,9 +80,11 @@ def _back_and_forth(steps: NDArray[np.int64], n: int) -> NDArray[np.int64]:
 
 
 def cut_blocks(labelled: Sequence[int], wanted: int | None = None, axis: int = 0) -> list[Block]:
-    """Blocks that partition an axis, each with about the same number of labelled voxels.
+    """Blocks that partition the labelled part of an axis, each with about the same number of labelled voxels.
 
-    The gap is a tenth of the slices from the first labelled one to the last, at least one voxel.
+    The gap is a tenth of the slices from the first labelled one to the last, at least one voxel. The outermost blocks
+    reach a gap beyond the labels. Slices farther away are in no block: they hold no label, and were a training not to
+    see them, the organ would be mirrored into them.
 
     Args:
         labelled: voxels with a label in each slice along the axis.
@@ -116,7 +118,8 @@ def _cut(counts: NDArray[np.int64], blocks: int, axis: int) -> list[Block]:
     ends = [int(np.searchsorted(so_far, so_far[-1] * part / blocks)) + 1 for part in range(1, blocks)]
     gap = max(1, int(at[-1] - at[0] + 1) // 10)
     n = len(counts)
-    return [Block(axis, first, stop, gap, n) for first, stop in zip([0, *ends], [*ends, n], strict=True)]
+    first, stop = max(0, int(at[0]) - gap), min(n, int(at[-1]) + 1 + gap)
+    return [Block(axis, a, b, gap, n) for a, b in zip([first, *ends], [*ends, stop], strict=True)]
 
 
 def choose_blocks(classes: NDArray[Any], slice_axis: int | None, wanted: int | None = None) -> list[Block]:

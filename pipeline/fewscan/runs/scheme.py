@@ -219,6 +219,8 @@ def _into_blocks(
         f"without the block and {gap} voxel(s) ({mm:.3g} mm) on either side: there the scan beyond them was mirrored, "
         "image and label. In the test it sees the scan as it is, and so the other blocks, which it was trained on"
     )
+    if cut[0].first > 0 or cut[-1].stop < cut[-1].n:
+        warnings.append(f"slices more than {gap} beyond the labels were trained on, not tested")
     groups = {test.name: test.name for part in parts for test in part.test}
     return Scheme(tuple(parts), groups, f"{len(cut)} blocks", how, tuple(warnings), reading)
 
