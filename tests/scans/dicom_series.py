@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 
 STORAGE = {"CT": CTImageStorage, "MR": MRImageStorage}
+ENHANCED = {"CT": EnhancedCTImageStorage, "MR": EnhancedMRImageStorage}
 
 
 def write_series(
@@ -70,3 +80,61 @@ def write_series(
         dataset.save_as(path, enforce_file_format=True)
         files.append(path)
     return files
+
+
+def write_enhanced(
+    path: Path,
+    stacks: Sequence[tuple[np.ndarray, np.ndarray]],
+    modality: str = "CT",
+    order: Sequence[int] | None = None,
+    shared: Sequence[str] = ("PlaneOrientationSequence", "PixelMeasuresSequence"),
+    groups: Callable[[int, int], dict[str, dict[str, Any]]] = lambda stack, k: {},
+    **changes: Any,
+) -> Path:
+    """Write integers (i, j, k) on RAS+ affines as one enhanced file, all planes of the first stack first.
+
+    `order` permutes these frames. `shared` names the functional groups that all frames share (taken from the first
+    frame); the others stand in each frame. `groups(stack, k)` gives more groups of a frame: keyword of the sequence ->
+    keywords with values. `changes` as in `write_series`.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        parts = [
+            [pydicom.dcmread(file) for file in write_series(Path(name) / str(number), array, affine, Modality=modality)]
+            for number, (array, affine) in enumerate(stacks)
+        ]
+    planes = [(number, k, plane) for number, part in enumerate(parts) for k, plane in enumerate(part)]
+    planes = [planes[n] for n in (range(len(planes)) if order is None else order)]
+    enhanced = parts[0][0]
+    items = []
+    for number, k, plane in planes:
+        frame = Dataset()
+        for sequence, values in {
+            "PlanePositionSequence": {"ImagePositionPatient": plane.ImagePositionPatient},
+            "PlaneOrientationSequence": {"ImageOrientationPatient": plane.ImageOrientationPatient},
+            "PixelMeasuresSequence": {"PixelSpacing": plane.PixelSpacing, "SliceThickness": plane.SliceThickness},
+            **groups(number, k),
+        }.items():
+            item = Dataset()
+            for keyword, value in values.items():
+                setattr(item, keyword, value)
+            setattr(frame, sequence, [item])
+        items.append(frame)
+    enhanced.SharedFunctionalGroupsSequence = [Dataset()]
+    for sequence in shared:
+        setattr(enhanced.SharedFunctionalGroupsSequence[0], sequence, getattr(items[0], sequence))
+        for frame in items:
+            delattr(frame, sequence)
+    enhanced.PerFrameFunctionalGroupsSequence = items
+    enhanced.NumberOfFrames = len(planes)
+    enhanced.PixelData = b"".join(plane.PixelData for _, _, plane in planes)
+    enhanced.SOPClassUID = enhanced.file_meta.MediaStorageSOPClassUID = ENHANCED[modality]
+    for keyword in (
+        "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
+        "RescaleIntercept", "AcquisitionNumber",
+    ):  # fmt: skip
+        delattr(enhanced, keyword)
+    for keyword, value in changes.items():
+        setattr(enhanced, keyword, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    enhanced.save_as(path)
+    return path
