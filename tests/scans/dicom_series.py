@@ -34,6 +34,8 @@ def write_series(
     folder.mkdir(parents=True, exist_ok=True)
     modality = changes.get("Modality", "CT")
     uids = {key: generate_uid() for key in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+    if changes.get("SeriesInstanceUID"):  # the parts of one series are of one study
+        uids["StudyInstanceUID"] = generate_uid(entropy_srcs=[changes["SeriesInstanceUID"]])
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine_ras, dtype=float)
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     depth = array_ijk.shape[2]

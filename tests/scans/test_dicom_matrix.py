@@ -1,16 +1,17 @@
 """Every kind of series is read exactly, or refused with the numbers that disagree: never wrong in silence."""
 
+import json
 import re
 
-import highdicom
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from fewscan.cli import main
 from fewscan.errors import ScanError
 from fewscan.scans import find_scans, open_scan
-from runs.tiny import expected, threshold_bundle
+from runs.tiny import threshold_bundle
 from scans.dicom_kinds import KINDS, LPS_TO_RAS, difference
 
 READ = [name for name, kind in KINDS.items() if not kind.refused]
@@ -55,3 +56,91 @@ def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path, name):
         assert any(re.search(refusal, item.reason) for item in found.skipped if item.failed), found.skipped
     with pytest.raises(ScanError, match=refusal):
         open_scan([tmp_path / "case"]).read()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return threshold_bundle(tmp_path_factory.mktemp("bundles") / "b", THRESHOLDS, window=(0, 4000))
+
+
+NIFTI_ALONE = (
+    "enhanced_mr_of_two_stacks", "enhanced_mr_of_two_echoes", "enhanced_mr_in_two_files",
+    "enhanced_mr_with_a_file_for_each_slice",
+)  # fmt: skip
+"""A DICOM-SEG takes one enhanced file, and the whole of it; for others it is refused."""
+SEGMENTED = (
+    "axial", "sagittal", "coronal", "feet_first_prone_with_planes_against_their_normal", "files_and_numbers_shuffled",
+    "gantry_tilt", "gantry_tilt_of_an_oblique_stack", "a_single_slice_without_thickness", "a_localizer_in_the_series",
+    "a_file_twice", "a_colour_picture_in_the_series", "two_series", "two_acquisitions", "explicit_big_endian",
+    "two_stacks_of_different_orientation", "signed_12_of_16_bit_without_sign_extension", "jpeg_ls", "enhanced_ct",
+    "enhanced_mr_with_frames_out_of_order", *NIFTI_ALONE,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEGMENTED)
+def test_the_mask_lies_where_the_content_is(tmp_path, bundle, name):
+    """Voxel for voxel in NIfTI, and plane for plane in DICOM-SEG, by position and by reference."""
+    truths = KINDS[name].make(tmp_path / "scans" / "case")
+    wanted = [truth.with_values(sum((truth.values > t).astype(int) for t in THRESHOLDS)) for truth in truths]
+    formats = "nifti" if name in NIFTI_ALONE else "nifti,dicom-seg"
+    arguments = ["--bundle", str(bundle), "--output", str(tmp_path / "masks"), "--format", formats]
+    assert main(["segment", str(tmp_path / "scans"), *arguments]) == 0
+    images = [nibabel.load(path) for path in sorted((tmp_path / "masks").rglob("*.nii.gz"))]
+    assert len(images) == len(truths)
+    for truth in wanted:
+        problems = [difference(truth, np.asanyarray(image.dataobj), LPS_TO_RAS @ image.affine) for image in images]
+        assert problems.count("") == 1, problems
+    segments = [segmented_points(path, tmp_path / "scans") for path in sorted((tmp_path / "masks").rglob("*.dcm"))]
+    assert len(segments) == (0 if name in NIFTI_ALONE else len(truths))
+    for truth in wanted:
+        assert points_of(truth) in segments or name in NIFTI_ALONE
+
+
+@pytest.mark.parametrize("name", NIFTI_ALONE)
+def test_a_part_of_an_enhanced_file_gets_no_dicom_seg(tmp_path, bundle, name, capfd):
+    KINDS[name].make(tmp_path / "scans" / "case")
+    assert main(["segment", str(tmp_path / "scans"), "--bundle", str(bundle), "--output", str(tmp_path / "masks")]) == 1
+    assert "a DICOM-SEG cannot be made from this series" in capfd.readouterr().out
+    assert not list((tmp_path / "masks").rglob("*_seg*"))
+
+
+def points_of(truth):
+    """Label -> the hundredths of mm, LPS, where its voxels lie."""
+    points = np.rint(truth.points() * 100).astype(int)
+    return {number: set(map(tuple, points[truth.values == number].tolist())) for number in (1, 2)}
+
+
+def segmented_points(path, scans):
+    """The same of a DICOM-SEG, by the positions of its frames, which have to be those of the images they refer to."""
+    seg = pydicom.dcmread(path)
+    sources = {}
+    for file in scans.rglob("*.dcm"):
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence", [None]), start=1):
+            place = header if frame is None else frame.PlanePositionSequence[0]
+            sources[header.SOPInstanceUID, number] = place.get("ImagePositionPatient")
+    found = {1: set(), 2: set()}
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    masks = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
+    for frame, mask in zip(seg.PerFrameFunctionalGroupsSequence, masks, strict=True):
+        position = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        image = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        source = sources[image.ReferencedSOPInstanceUID, int(image.get("ReferencedFrameNumber", 1))]
+        np.testing.assert_allclose(np.array(source, float), position, atol=1e-3)
+        row, column = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
+        between_rows, between_columns = (float(x) for x in shared.PixelMeasuresSequence[0].PixelSpacing)
+        j, i = np.nonzero(mask)
+        points = position + np.outer(i * between_columns, row) + np.outer(j * between_rows, column)
+        number = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        found[number] |= set(map(tuple, np.rint(points * 100).astype(int).tolist()))
+    return found
+
+
+@pytest.mark.parametrize("name", ["a_missing_slice", "the_last_file_cut_short", "two_echoes_shifted_by_half_a_slice"])
+def test_a_refused_series_gets_no_mask_and_a_line_in_the_report(tmp_path, bundle, name):
+    KINDS[name].make(tmp_path / "scans" / "bad")
+    KINDS["oblique"].make(tmp_path / "scans" / "good")
+    assert main(["segment", str(tmp_path / "scans"), "--bundle", str(bundle), "--output", str(tmp_path / "masks")]) == 2
+    assert [path.name for path in (tmp_path / "masks").rglob("*_seg.dcm")] == ["good_seg.dcm"]
+    report = json.loads((tmp_path / "masks" / "fewscan" / "report.json").read_text())
+    assert any(re.search(KINDS[name].refused, json.dumps(row, ensure_ascii=False)) for row in report["scans"])

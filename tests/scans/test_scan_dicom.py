@@ -179,7 +179,10 @@ def test_a_localizer_in_the_series_is_reported_and_not_merged(tmp_path):
     files = write_series(tmp_path, image(), STRAIGHT)
     extra = write_series(tmp_path / "other", image((7, 5, 1)), AFFINES["permuted"])[0]
     header = pydicom.dcmread(files[0])
-    edit(extra, SeriesInstanceUID=header.SeriesInstanceUID, FrameOfReferenceUID=header.FrameOfReferenceUID)
+    edit(
+        extra, SeriesInstanceUID=header.SeriesInstanceUID, FrameOfReferenceUID=header.FrameOfReferenceUID,
+        StudyInstanceUID=header.StudyInstanceUID,
+    )  # fmt: skip
     found = find_scans(tmp_path)
     assert [scan.files for scan in found.scans] == [tuple(files)]
     assert [item.path for item in found.skipped] == [extra]
@@ -220,7 +223,7 @@ def test_a_parallel_image_away_from_the_stack_or_on_a_slice_is_left_out_with_a_n
     header = pydicom.dcmread(files[0])
     edit(
         extra, SeriesInstanceUID=header.SeriesInstanceUID, FrameOfReferenceUID=header.FrameOfReferenceUID,
-        PixelSpacing=[1.6, 1.8], ImagePositionPatient=[31.5, -12.25, place],
+        StudyInstanceUID=header.StudyInstanceUID, PixelSpacing=[1.6, 1.8], ImagePositionPatient=[31.5, -12.25, place],
     )  # fmt: skip
     found = find_scans(tmp_path)
     assert [scan.files for scan in found.scans] == [tuple(files)] and [i.path for i in found.skipped] == [extra]
@@ -307,7 +310,9 @@ def test_volumes_that_nothing_tells_apart_are_refused(tmp_path):
     uid, frame = generate_uid(), generate_uid()
     for name in "ab":
         write_series(tmp_path / name, image(), STRAIGHT, SeriesInstanceUID=uid, FrameOfReferenceUID=frame)
-    assert "8 images lie at 4 positions" in failures(find_scans(tmp_path))[0]
+    (reason,) = failures(find_scans(tmp_path))
+    assert "8 images lie at 4 positions" in reason
+    assert "a/image000.dcm and b/image000.dcm at (31.5, -12.2, 80.0) mm (LPS)" in reason
 
 
 def test_a_value_that_changes_within_the_phases_cuts_no_stumps(tmp_path):

@@ -9,40 +9,55 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.scans.dicom_pixels import pixel_digest, read_series
-from fewscan.scans.dicom_planes import SPLIT_BY, NotAnImage, Plane, is_dicom, read_planes
+from fewscan.scans.dicom_planes import (
+    ColourPicture,
+    NotAnImage,
+    Plane,
+    identity,
+    is_dicom,
+    lacks_preamble,
+    read_planes,
+)
+from fewscan.scans.dicom_stacks import SAME_MM, point, volumes
 from fewscan.scans.scan import Scan, Skipped
 
-__all__ = ["find_series", "is_dicom", "open_series", "read_series"]
-
-ROUNDED_MM = 0.0101
-"""How far rounding of positions to 0.01 mm moves a plane along an axis: half of it, and half by the line's ends."""
+__all__ = ["find_series", "is_dicom", "lacks_preamble", "open_series", "read_series"]
 
 
 def find_series(files: Iterable[Path], root: Path) -> tuple[list[Scan], list[Skipped]]:
     """The scans among DICOM files, by series, and what is none; names are paths of folders below `root`.
 
     A series gives several scans where it holds several volumes at the same positions that a header value tells
-    apart. Files are read up to their pixels.
+    apart, and none where one of its files cannot be used. Files are read up to their pixels.
     """
     planes: list[Plane] = []
     skipped: list[Skipped] = []
+    broken: list[tuple[str, str, Skipped]] = []
+    pictures: list[tuple[str, str, Skipped]] = []
     for path in sorted(files):
         try:
             planes += read_planes(path)
         except NotAnImage as problem:
             skipped.append(Skipped(path, str(problem)))
         except ScanError as problem:
-            skipped.append(Skipped(path, str(problem), failed=True))
+            kind = pictures if isinstance(problem, ColourPicture) else broken
+            kind.append((*identity(path), Skipped(path, str(problem), failed=True)))
+    whole = {plane.sop_instance for plane in planes}  # a broken copy of a whole file takes nothing away
     found: list[tuple[Scan, int | None]] = []
-    for _, members in itertools.groupby(sorted(planes, key=lambda plane: plane.series), lambda plane: plane.series):
-        scans, left = _scans_of_series(list(members))
+    planes.sort(key=lambda plane: plane.series)
+    for series, members in itertools.groupby(planes, lambda plane: plane.series):
+        beside = [item for uid, _, item in pictures if uid == series]
+        notes = (f"{len(beside)} colour picture(s) of the series left out",) if beside else ()
+        missing = [item for uid, instance, item in broken if uid == series and instance not in whole]
+        scans, left = _scans_of_series(list(members), notes, missing)
         found += scans
         skipped += left
+    known = {plane.series for plane in planes}
+    skipped += [item for _, _, item in broken] + [replace(item, failed=uid not in known) for uid, _, item in pictures]
     return _named(found, root), skipped
 
 
@@ -68,32 +83,54 @@ def open_series(files: Sequence[Path], name: str, frames: Sequence[int] = ()) ->
     return replace(scans[0][0], name=name)
 
 
-def _scans_of_series(planes: list[Plane]) -> tuple[list[tuple[Scan, int | None]], list[Skipped]]:
-    """The volumes of one series with the series number, and the planes that are in none."""
+def _scans_of_series(
+    planes: list[Plane], extra: tuple[str, ...] = (), broken: Sequence[Skipped] = ()
+) -> tuple[list[tuple[Scan, int | None]], list[Skipped]]:
+    """The volumes of one series with the series number, and the planes that are in none.
+
+    `extra` are notes for its scans, `broken` its files that cannot be used.
+    """
     skipped = [Skipped(plane.path, "a localizer of its series", failed=False) for plane in planes if plane.localizer]
-    extra = (f"{len(skipped)} localizer(s) of the series left out",) if skipped else ()
+    extra = (*extra, f"{len(skipped)} localizer(s) of the series left out") if skipped else extra
     planes = [plane for plane in planes if not plane.localizer]
     groups = sorted(_alike(planes), key=len, reverse=True)
     several = len(groups) > 1 and 2 * len(groups[0]) <= len(planes)  # no group is the series: each stands for itself
-    if several:
-        extra = (*extra, f"one of {len(groups)} stacks of its series, which differ in geometry")
-    elif len(groups) > 1:
-        try:
+    try:
+        _check_whole(planes, broken)
+        if several:
+            _check_apart(groups)
+            extra = (*extra, f"one of {len(groups)} stacks of its series, which differ in geometry")
+        elif len(groups) > 1:
             strangers, notes = _strangers(groups[0], groups[1:])
-        except GeometryError as problem:
-            return [], [*skipped, Skipped(_folder(planes), f"{_folder(planes)}: {problem}", failed=True)]
-        skipped, extra, groups = [*skipped, *strangers], (*extra, *notes), groups[:1]
+            skipped, extra, groups = [*skipped, *strangers], (*extra, *notes), groups[:1]
+    except ScanError as problem:
+        return [], [*skipped, Skipped(_folder(planes), f"{_folder(planes)}: {problem}", failed=True)]
     scans: list[tuple[Scan, int | None]] = []
     for group in groups:
         try:
             group, copies = _without_duplicates(group)
             skipped += copies
             note = (f"{len(copies)} duplicate file(s) left out",) if copies else ()
-            for volume, volume_note in _volumes(group):
+            for volume, volume_note in volumes(group):
                 scans.append((_scan(volume, extra + note + volume_note), volume[0].series_number))
         except ScanError as problem:
             skipped.append(Skipped(_folder(group), f"{_folder(group)}: {problem}", failed=True))
     return scans, skipped
+
+
+def _check_whole(planes: list[Plane], broken: Sequence[Skipped]) -> None:
+    """Raise ScanError where a series is a part of one, or parts of several, which positions may not show."""
+    for kind, owners in (("studies", {p.study for p in planes}), ("patients", {p.patient for p in planes})):
+        if len(owners) > 1:
+            raise ScanError(
+                f"{len(planes)} images of one SeriesInstanceUID belong to {len(owners)} {kind}; give each a UID of its "
+                f"own, or read each from a folder of its own"
+            )
+    if broken and planes:
+        raise ScanError(
+            f"{len(broken)} of {len(planes) + len(broken)} images of the series cannot be used, and without them a "
+            f"part of it may be missing: {broken[0].reason}; mend the series, or leave them out by --exclude"
+        )
 
 
 def _alike(planes: list[Plane]) -> list[list[Plane]]:
@@ -122,7 +159,7 @@ def _strangers(main: list[Plane], groups: list[list[Plane]]) -> tuple[list[Skipp
             raise GeometryError(
                 f"{len(group)} of {len(main) + sum(map(len, groups))} images have another {kind} than the rest "
                 f"({_numbers(plane, kind)} against {_numbers(main[0], kind)}), but lie in its stack, "
-                f"{plane.path.name} at {_point(plane.position)} mm (LPS); export the series again, or move them away "
+                f"{plane.path.name} at {point(plane.position)} mm (LPS); export the series again, or move them away "
                 f"if they are no part of the scan"
             )
         reason = (
@@ -134,20 +171,34 @@ def _strangers(main: list[Plane], groups: list[list[Plane]]) -> tuple[list[Skipp
     return skipped, tuple(notes)
 
 
+def _check_apart(groups: list[list[Plane]]) -> None:
+    """Raise GeometryError where a stack lies between the slices of another one, from which its geometry differs."""
+    for main, group in itertools.permutations(groups, 2):
+        along = [plane.along for plane in main]
+        plane = _within(main, [p for p in group if min(along) < p.position @ main[0].normal < max(along)])
+        if plane is not None:
+            kind = _differ(main[0], plane) or "geometry"
+            raise GeometryError(
+                f"{len(group)} images have another {kind} than {len(main)} others ({_numbers(plane, kind)} against "
+                f"{_numbers(main[0], kind)}), but lie between them, {plane.path.name} at {point(plane.position)} mm "
+                f"(LPS); export the series again"
+            )
+
+
 def _within(main: list[Plane], group: list[Plane]) -> Plane | None:
     """A plane of the group that continues or interleaves the main stack; None where it lies elsewhere or on a slice.
 
-    Elsewhere: another normal (by more than 2 degrees), another frame of reference, or beyond 1.5 slice distances.
+    Elsewhere: another normal (by more than 2 degrees), or beyond 1.5 slice distances.
     """
     normal = main[0].normal
-    levels = np.sort([plane.along for plane in main])
-    gaps = np.diff(levels)
-    usual = float(np.median(gaps[gaps > 1e-4])) if (gaps > 1e-4).any() else main[0].stated_gap or main[0].thickness
-    frames = main[0].frame_of_reference, group[0].frame_of_reference
-    if usual is None or abs(group[0].normal @ normal) < np.cos(np.radians(2)) or (all(frames) and len(set(frames)) > 1):
+    along = np.sort([plane.along for plane in main])
+    gaps = np.diff(along)
+    real = gaps[gaps > SAME_MM]
+    usual = float(np.median(real)) if real.size else main[0].stated_gap or main[0].thickness
+    if usual is None or not group or abs(group[0].normal @ normal) < np.cos(np.radians(2)):
         return None
     for plane in group:
-        away = float(np.abs(levels - plane.position @ normal).min())
+        away = float(np.abs(along - plane.position @ normal).min())
         if 0.01 * usual < away < 1.5 * usual:
             return plane
     return None
@@ -162,7 +213,7 @@ def _numbers(plane: Plane, kind: str) -> str:
             return f"{plane.shape[0]} x {plane.shape[1]} pixels"
         case "pixel spacing":
             return f"{plane.spacing[1]:.6g} x {plane.spacing[0]:.6g} mm"
-    return "named" if plane.frame_of_reference else "not named"
+    return f"...{plane.frame_of_reference[-8:]}" if plane.frame_of_reference else "none"
 
 
 def _differ(one: Plane, other: Plane) -> str | None:
@@ -187,152 +238,27 @@ def _without_duplicates(planes: list[Plane]) -> tuple[list[Plane], list[Skipped]
             continue
         if not np.allclose(first.position, plane.position, atol=1e-3):
             raise ScanError(
-                f"{first.path} and {plane.path} carry one SOPInstanceUID at different positions; export them again"
+                f"{first.path.name} and {plane.path.name} carry one SOPInstanceUID at different positions "
+                f"({point(first.position)} and {point(plane.position)} mm, LPS); export them again"
             )
         copies[plane.path] = first.path
     for copy, original in copies.items():
         if pixel_digest(copy) != pixel_digest(original):
-            raise ScanError(f"{original} and {copy} carry one SOPInstanceUID but different pixels; keep the right one")
-    return list(kept.values()), [Skipped(copy, f"a copy of {original}") for copy, original in copies.items()]
-
-
-def _volumes(planes: list[Plane]) -> list[tuple[list[Plane], tuple[str, ...]]]:
-    """The planes as volumes in the order of position, each with its note.
-
-    One volume where every position holds one plane. Else a header value has to tell the volumes apart, such that
-    each is a regular stack through all positions; GeometryError where none does.
-    """
-    ordered = sorted(planes, key=lambda plane: plane.along)
-    positions = len(_levels(ordered))
-    if positions == len(ordered):
-        _check_regular(ordered)
-        return [(ordered, ())]
-    keys = [key for key in dict.fromkeys(SPLIT_BY) if len({plane.split.get(key) for plane in ordered}) > 1]
-    for count in (1, 2):
-        for chosen in itertools.combinations(keys, count):
-            parts: dict[tuple[str, ...], list[Plane]] = {}
-            for plane in ordered:
-                parts.setdefault(tuple(plane.split.get(key, "") for key in chosen), []).append(plane)
-            if all(_is_stack(part, positions) for part in parts.values()):
-                return [
-                    (part, (f"volume {number} of {len(parts)} at the same positions, told apart by {_and(chosen)}",))
-                    for number, (_, part) in enumerate(sorted(parts.items(), key=_split_order), start=1)
-                ]
-    differ = (
-        f"parts by {', '.join(keys)} do not cover all positions once" if keys else f"{', '.join(SPLIT_BY[:5])}, ..."
-    )
-    raise GeometryError(
-        f"{len(ordered)} images lie at {positions} positions and no header value tells the volumes apart ({differ}); "
-        f"separate them before"
-    )
-
-
-def _split_order(item: tuple[tuple[str, ...], list[Plane]]) -> tuple[tuple[float, str], ...]:
-    def key(text: str) -> tuple[float, str]:
-        try:
-            return float(text), text
-        except ValueError:
-            return float("inf"), text
-
-    return tuple(key(text) for text in item[0])
-
-
-def _and(keywords: Sequence[str]) -> str:
-    return " and ".join(keywords)
-
-
-def _levels(ordered: list[Plane]) -> list[float]:
-    """The different positions along the normal, in mm; closer than 1 % of the usual gap counts as equal."""
-    along = [plane.along for plane in ordered]
-    gaps = np.diff(along)
-    real = gaps[gaps > 1e-4]
-    tolerance = 0.01 * float(np.median(real)) if real.size else 1e-4
-    return [along[0], *(later for earlier, later in itertools.pairwise(along) if later - earlier > tolerance)]
-
-
-def _is_stack(part: list[Plane], positions: int) -> bool:
-    """Whether the part is a whole volume: one plane at every position; a value may change within a volume too."""
-    if len(part) != positions or len(_levels(part)) != positions:
-        return False
-    try:
-        _check_regular(part)
-    except GeometryError:
-        return False
-    return True
-
-
-def _check_regular(ordered: list[Plane]) -> None:
-    """Raise GeometryError unless the planes lie on one line at equal distances.
-
-    Each may be off the even steps from the first to the last by 1 % of a step, or by what rounding to 0.01 mm does.
-    What nobody can see from the positions, one of two slices or every second one missing, the header has to deny.
-    """
-    if len(ordered) < 2:
-        return
-    if len(ordered) == 2:
-        _check_distance(ordered)
-        return
-    points = np.array([plane.position for plane in ordered])
-    step = (points[-1] - points[0]) / (len(points) - 1)
-    beside = points - points[0] - np.arange(len(points))[:, None] * step
-    away, distance = np.linalg.norm(beside, axis=1), float(np.linalg.norm(step))
-    if away.max() <= 0.01 * distance or np.abs(beside).max() <= min(ROUNDED_MM, 0.25 * distance):
-        _check_distance(ordered)
-        return
-    gaps = np.diff([plane.along for plane in ordered])
-    usual = float(np.median(gaps))
-    wide = int(np.abs(gaps - usual).argmax())
-    if abs(gaps[wide] - usual) > 0.01 * usual:
-        missing = round(gaps[wide] / usual) - 1
-        guess = f"{missing} slice(s) missing" if missing > 0 else "are these two stacks"
-        raise GeometryError(
-            f"slices lie {gaps.min():.4g} to {gaps.max():.4g} mm apart, so they form no grid: "
-            f"{gaps[wide]:.4g} mm instead of {usual:.4g} mm between {_point(points[wide])} and "
-            f"{_point(points[wide + 1])} mm (LPS), {ordered[wide].path.name} and {ordered[wide + 1].path.name}; "
-            f"{guess}?"
-        )
-    worst = int(away.argmax())
-    raise GeometryError(
-        f"slices lie on no line at equal distances: {ordered[worst].path.name} at {_point(points[worst])} mm (LPS) is "
-        f"{away[worst]:.4g} mm beside its place; are these two stacks?"
-    )
-
-
-def _check_distance(ordered: list[Plane]) -> None:
-    """Raise GeometryError where the distance of a regular stack says that slices between its slices are missing.
-
-    SpacingBetweenSlices decides where it is there; SliceThickness only for two slices more than 3 x as far apart, for
-    slices with gaps between them are usual. Some scanners state the gap alone, without the thickness: that is known.
-    """
-    distance = (ordered[-1].along - ordered[0].along) / (len(ordered) - 1)
-    stated, thickness = ordered[0].stated_gap, ordered[0].thickness
-    if stated is not None:
-        gap_alone = thickness is not None and stated < 0.99 * thickness and _equal(distance, stated + thickness)
-        times = max(2, round(distance / stated))
-        missing = distance > 1.5 * stated if len(ordered) == 2 else _equal(distance, times * stated)
-        if missing and not gap_alone:
-            guess = "every second slice" if times == 2 else f"{times - 1} of {times} slices"
-            raise GeometryError(
-                f"{len(ordered)} slices lie {distance:.4g} mm apart, where SpacingBetweenSlices says {stated:.4g} mm; "
-                f"{guess if len(ordered) > 2 else 'slices between them'} missing? Export the series again"
+            raise ScanError(
+                f"{original} and {copy} carry one SOPInstanceUID but different pixels, or another slope, intercept or "
+                f"padding; keep the right one"
             )
-    elif thickness is not None and len(ordered) == 2 and distance > 3 * thickness:
-        raise GeometryError(
-            f"2 slices lie {distance:.4g} mm apart, where SliceThickness says {thickness:.4g} mm; slices between them "
-            f"missing? Export the series again"
-        )
-
-
-def _equal(one: float, other: float) -> bool:
-    return abs(one - other) <= 0.01 * other
-
-
-def _point(position: NDArray[np.float64]) -> str:
-    return "(" + ", ".join(f"{number:.1f}" for number in position) + ")"
+    return list(kept.values()), [Skipped(copy, f"a copy of {original}") for copy, original in copies.items()]
 
 
 def _scan(ordered: list[Plane], notes: tuple[str, ...]) -> Scan:
     first, last, depth = ordered[0], ordered[-1], len(ordered)
+    rescaled = sum(plane.rescaled for plane in ordered)
+    if 0 < rescaled < depth:
+        bare = next(plane for plane in ordered if not plane.rescaled)
+        raise ScanError(
+            f"slope or intercept stand in {rescaled} of {depth} images, but not in {bare.path.name}; export it again"
+        )
     notes = (*dict.fromkeys(note for plane in ordered for note in plane.notes), *notes)
     if depth > 1:
         step = (last.position - first.position) / (depth - 1)

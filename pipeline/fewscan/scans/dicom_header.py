@@ -17,10 +17,10 @@ KEYWORDS = (
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "Modality",
-    "SeriesInstanceUID", "SeriesNumber", "ImageType", "FrameOfReferenceUID", "ImagePositionPatient",
-    "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "AcquisitionNumber",
-    "TemporalPositionIdentifier", "EchoTime", "DiffusionBValue", "InversionTime", "TriggerTime", "AcquisitionTime",
-    "ContentTime",
+    "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "SliceLocation", "SeriesNumber", "ImageType",
+    "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+    "SpacingBetweenSlices", "AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "DiffusionBValue",
+    "InversionTime", "TriggerTime", "AcquisitionTime", "ContentTime",
 )  # fmt: skip
 """All that is read of a header."""
 _META = ("TransferSyntaxUID", "MediaStorageSOPClassUID")

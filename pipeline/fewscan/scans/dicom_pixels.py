@@ -17,6 +17,8 @@ from fewscan.scans.dicom_header import KEYWORDS, Header, open_dicom
 from fewscan.scans.dicom_planes import first_value, sources_of_frame
 from fewscan.scans.scan import Scan
 
+_MEANING = ("PixelRepresentation", "BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit")
+
 
 def read_series(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[np.float32]:
     """The voxels (1, i, j, k) of a DICOM scan in real values: slope and intercept applied plane by plane.
@@ -79,11 +81,16 @@ def _planes(
 
 
 def pixel_digest(path: Path) -> bytes:
-    """A hash of the file's decoded pixels."""
+    """A hash of the file's decoded pixels and of what makes real values of them."""
     digest = hashlib.sha256()
     with open_dicom(path) as (file, header):
-        for stored in _stored(path, file, header, range(1, header.frames + 1)):
-            digest.update(np.ascontiguousarray(stored).data)
+        meaning = [str(header.get(keyword)) for keyword in _MEANING]
+        digest.update("|".join(meaning).encode())
+        frames = range(1, header.frames + 1)
+        for frame, stored in zip(frames, _stored(path, file, header, frames), strict=True):
+            number = frame if "PerFrameFunctionalGroupsSequence" in header else 0
+            digest.update(repr(_rescale(path, header, number)).encode())
+            digest.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("=")).data)
     return digest.digest()
 
 

@@ -24,6 +24,8 @@ SPLIT_BY = (
 _NO_IMAGE = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.481", "1.2.840.10008.5.1.4.1.1.30",
              "1.2.840.10008.5.1.4.1.1.88", "1.2.840.10008.5.1.4.1.1.11", "1.2.840.10008.5.1.4.1.1.104",
              "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.68", "1.2.840.10008.5.1.4.1.1.9")  # fmt: skip
+_BARE = (b"\x02\x00\x00\x00UL\x04\x00", *(bytes((8, 0, n, 0)) for n in (0x00, 0x01, 0x05, 0x08, 0x12, 0x16)))
+"""How files without a preamble begin: with the meta information, or with group 8, little endian."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Plane:
     path: Path
     frame: int
     series: str  # SeriesInstanceUID; where it is missing, the folder stands in for it
+    study: str
+    patient: str = field(repr=False)  # to tell patients apart; never shown
     series_number: int | None
     sop_instance: str
     shape: tuple[int, int]  # columns, rows
@@ -42,6 +46,8 @@ class Plane:
     frame_of_reference: str | None
     thickness: float | None
     stated_gap: float | None
+    slice_location: float | None
+    rescaled: bool  # whether the header gives a slope or an intercept
     localizer: bool
     notes: tuple[str, ...]
     split: dict[str, str] = field(repr=False)
@@ -66,6 +72,10 @@ class NotAnImage(ScanError):
     """A DICOM object that is no image: not a failure."""
 
 
+class ColourPicture(ScanError):
+    """A colour image that names no place in the patient: no slice of a scan beside which it lies."""
+
+
 def is_dicom(path: Path) -> bool:
     """Whether the file carries DICOM's mark, DICM at byte 128."""
     try:
@@ -75,6 +85,27 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def lacks_preamble(path: Path) -> bool:
+    """Whether the file begins as DICOM does behind its first 132 bytes, which were lost or never written."""
+    try:
+        with path.open("rb") as file:
+            return file.read(12).startswith(_BARE)
+    except OSError:
+        return False
+
+
+def identity(path: Path) -> tuple[str, str]:
+    """SeriesInstanceUID and SOPInstanceUID of a file that cannot be used, as far as they can be read; "" else."""
+    import pydicom
+
+    wanted = ["SeriesInstanceUID", "SOPInstanceUID"]
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
+        return str(header.get("SeriesInstanceUID") or ""), str(header.get("SOPInstanceUID") or "")
+    except Exception:  # pydicom raises types of many kinds
+        return "", ""
+
+
 def read_planes(path: Path) -> list[Plane]:
     """The planes of one file. Raises NotAnImage or ScanError with the reason."""
     with open_dicom(path) as (_, header):
@@ -82,7 +113,13 @@ def read_planes(path: Path) -> list[Plane]:
     try:
         _check_image(path, header)
         if "PerFrameFunctionalGroupsSequence" in header:
-            return [_plane_of_frame(path, header, number) for number in range(1, int(header.get("NumberOfFrames")) + 1)]
+            described = len(header.get("PerFrameFunctionalGroupsSequence"))
+            if described != header.frames:
+                raise ScanError(
+                    f"{path}: holds {header.frames} frames, but {described} items of PerFrameFunctionalGroupsSequence, "
+                    f"which say where they lie; export it again"
+                )
+            return [_plane_of_frame(path, header, number) for number in range(1, header.frames + 1)]
         if header.frames > 1:
             raise ScanError(f"{path}: holds {header.frames} frames without a position each")
         return [_plane(path, header, [header], 0)]
@@ -111,7 +148,8 @@ def _check_image(path: Path, header: Header) -> None:
             raise ScanError(_no_plugin(path, syntax.name))
     colour = header.get("PhotometricInterpretation")
     if int(header.get("SamplesPerPixel") or 1) != 1 or colour == "PALETTE COLOR":
-        raise ScanError(f"{path}: is a colour image ({colour}), not a scan")
+        placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
+        raise (ScanError if placed else ColourPicture)(f"{path}: is a colour image ({colour}), not a scan")
     if "MOSAIC" in (header.get("ImageType") or ()):
         raise ScanError(f"{path}: a mosaic of slices, whose header gives no position of each; convert it (dcm2niix)")
     if "ModalityLUTSequence" in header:
@@ -167,9 +205,14 @@ def _plane(path: Path, header: Header, sources: Sequence[Any], frame: int) -> Pl
         if value is None:
             raise ScanError(f"{path}: has no {keyword}, so nobody can say where its pixels lie in the patient")
     assert position is not None and orientation is not None and spacing is not None
-    lengths, corner = np.linalg.norm(orientation.reshape(2, 3), axis=1), orientation[:3] @ orientation[3:]
-    if np.abs(lengths - 1).max() > 1e-3 or abs(corner) > 1e-3 or spacing.min() <= 0:
-        raise GeometryError(f"{path}: rows and columns are no right angle of unit vectors, or a pixel has no size")
+    lengths, cosine = np.linalg.norm(orientation.reshape(2, 3), axis=1), orientation[:3] @ orientation[3:]
+    if np.abs(lengths - 1).max() > 1e-3 or abs(cosine) > 1e-3:
+        raise GeometryError(
+            f"{path}: rows and columns are no right angle of unit vectors: ImageOrientationPatient has vectors of "
+            f"lengths {lengths[0]:.4g} and {lengths[1]:.4g}, with a cosine of {cosine:.3g} between them"
+        )
+    if spacing.min() <= 0:
+        raise GeometryError(f"{path}: has pixels of {spacing[1]:g} x {spacing[0]:g} mm (PixelSpacing)")
     notes = []
     if header.get("PhotometricInterpretation") == "MONOCHROME1":
         notes.append("MONOCHROME1 (shown inverted): values are taken as stored")
@@ -182,10 +225,13 @@ def _plane(path: Path, header: Header, sources: Sequence[Any], frame: int) -> Pl
         if value is not None:
             split["AcquisitionNumber" if keyword == "FrameAcquisitionNumber" else keyword] = str(value)
     return Plane(
-        path, frame, str(header.get("SeriesInstanceUID") or path.parent), None if number is None else int(number),
+        path, frame, str(header.get("SeriesInstanceUID") or path.parent), str(header.get("StudyInstanceUID") or ""),
+        str(header.get("PatientID") or ""), None if number is None else int(number),
         str(header.get("SOPInstanceUID") or ""), (int(header.get("Columns")), int(header.get("Rows"))), position,
         orientation, (float(spacing[0]), float(spacing[1])), str(header.get("FrameOfReferenceUID") or "") or None,
         _number(first_value(sources, "SliceThickness")), _number(first_value(sources, "SpacingBetweenSlices")),
+        _location(first_value(sources, "SliceLocation")),
+        any(first_value(sources, keyword) is not None for keyword in ("RescaleSlope", "RescaleIntercept")),
         "LOCALIZER" in (header.get("ImageType") or ()), tuple(notes), split,
     )  # fmt: skip
 
@@ -200,3 +246,7 @@ def _numbers(sources: Sequence[Any], keyword: str, count: int) -> NDArray[np.flo
 
 def _number(value: Any) -> float | None:
     return None if value is None or not float(value) else abs(float(value))
+
+
+def _location(value: Any) -> float | None:
+    return float(value) if value is not None and np.isfinite(float(value)) else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewscan.errors import ScanError
-from fewscan.scans.dicom import find_series, is_dicom
+from fewscan.scans.dicom import find_series, is_dicom, lacks_preamble
 from fewscan.scans.names import LABEL_FOLDERS, format_of, is_label_name, stem_of
 from fewscan.scans.open import Channels, open_channels, open_file
 from fewscan.scans.scan import Scan, Skipped
@@ -52,7 +52,7 @@ def find_scans(
         reason = _left_out(path, root, include, exclude, chosen=path == folder)
         if reason:
             skipped.append(Skipped(path, reason))
-        elif is_dicom(path) or format_of(path) == "dicom":
+        elif is_dicom(path) or format_of(path) == "dicom" or (format_of(path) is None and lacks_preamble(path)):
             dicoms.append(path)
         elif format_of(path) is None:
             skipped.append(Skipped(path, "not an image"))
