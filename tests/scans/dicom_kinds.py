@@ -514,6 +514,20 @@ def the_last_file_cut_short(folder: Path) -> list[Volume]:
     return []
 
 
+@kind(refused="1 of 6 images of the series.*image005.dcm: is no DICOM file")
+def the_last_file_empty(folder: Path) -> list[Volume]:
+    """A copy that was interrupted."""
+    write(folder, volume())[5].write_bytes(b"")
+    return []
+
+
+@kind(refused="1 of 6 images of the series.*image005.dcm: .* cut short or damaged")
+def the_last_file_cut_in_its_header(folder: Path) -> list[Volume]:
+    path = write(folder, volume())[5]
+    path.write_bytes(path.read_bytes()[:400])
+    return []
+
+
 @kind(left_out="is cut short")
 def a_copy_cut_short(folder: Path) -> list[Volume]:
     files = write(folder, truth := volume())

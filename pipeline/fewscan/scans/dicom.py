@@ -32,7 +32,8 @@ def find_series(files: Iterable[Path], root: Path) -> tuple[list[Scan], list[Ski
     """The scans among DICOM files, by series, and what is none; names are paths of folders below `root`.
 
     A series gives several scans where it holds several volumes at the same positions that a header value tells
-    apart, and none where one of its files cannot be used. Files are read up to their pixels.
+    apart, and none where one of its files cannot be used; one that does not say what it is belongs to all series in
+    its folder. Files are read up to their pixels.
     """
     planes: list[Plane] = []
     skipped: list[Skipped] = []
@@ -49,11 +50,17 @@ def find_series(files: Iterable[Path], root: Path) -> tuple[list[Scan], list[Ski
     whole = {plane.sop_instance for plane in planes}  # a broken copy of a whole file takes nothing away
     found: list[tuple[Scan, int | None]] = []
     planes.sort(key=lambda plane: plane.series)
-    for series, members in itertools.groupby(planes, lambda plane: plane.series):
+    for series, group in itertools.groupby(planes, lambda plane: plane.series):
+        members = list(group)
+        folders = {plane.path.parent for plane in members}
         beside = [item for uid, _, item in pictures if uid == series]
         notes = (f"{len(beside)} colour picture(s) of the series left out",) if beside else ()
-        missing = [item for uid, instance, item in broken if uid == series and instance not in whole]
-        scans, left = _scans_of_series(list(members), notes, missing)
+        missing = [
+            item
+            for uid, instance, item in broken
+            if instance not in whole and (uid == series or (not uid and item.path.parent in folders))
+        ]
+        scans, left = _scans_of_series(members, notes, missing)
         found += scans
         skipped += left
     known = {plane.series for plane in planes}
