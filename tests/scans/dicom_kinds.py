@@ -447,8 +447,8 @@ def one_instance_with_two_intercepts(folder: Path) -> list[Volume]:
 
 @kind(refused="image000.dcm and image001.dcm carry one SOPInstanceUID at different positions.*80.0.*82.5")
 def one_instance_uid_for_all(folder: Path) -> list[Volume]:
-    write(folder, volume(), SOPInstanceUID=generate_uid())
-    return []
+    write(folder, truth := volume(), SOPInstanceUID=generate_uid())
+    return [truth]
 
 
 @kind(refused=r"7 images lie at 6 positions .*a copy.dcm and image002.dcm at \(-31.5, 12.2, 85.0\)")

@@ -39,11 +39,13 @@ class Header:
     """What a DICOM file says before its pixels.
 
     `syntax` is its transfer syntax (a pydicom UID; None where the file names none), `sop_class` the kind of object,
-    `pixels_at` the byte where uncompressed pixels begin (None: there are none, or the file is deflated).
+    `media_class` the same as the file's first bytes say it (they differ where the file is cut), `pixels_at` the byte
+    where uncompressed pixels begin (None: there are none, or the file is deflated).
     """
 
     def __init__(self, values: Any, syntax: Any, media_class: Any, pixels_at: int | None) -> None:
         self._values, self.syntax, self.pixels_at = values, syntax, pixels_at
+        self.media_class = media_class or ""
         self.sop_class = values.get("SOPClassUID") or media_class or ""
 
     def get(self, keyword: str) -> Any:

@@ -134,9 +134,9 @@ def _check_image(path: Path, header: Header) -> None:
 
     no_image = any(header.sop_class == prefix or header.sop_class.startswith(prefix + ".") for prefix in _NO_IMAGE)
     if no_image or "Rows" not in header or "Columns" not in header:
-        kind = getattr(header.sop_class, "name", "") or "an unnamed object"
-        if not no_image and kind.endswith("Image Storage"):
-            raise ScanError(f"{path}: is {kind} without Rows and Columns: cut short or damaged; copy it again")
+        kind, said = (getattr(uid, "name", "") or "an unnamed object" for uid in (header.sop_class, header.media_class))
+        if not no_image and said.endswith("Image Storage"):
+            raise ScanError(f"{path}: is {said} without Rows and Columns: cut short or damaged; copy it again")
         raise NotAnImage(f"DICOM, but not an image: {kind}")
     syntax = header.syntax
     if syntax is None:
