@@ -267,6 +267,9 @@ def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
     add.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="what runs the network (default: the fastest that agrees)"
     )
+    add.add_argument(
+        "--straighten", action="store_true", help="let the network see series of a tilted gantry upright, not sheared"
+    )
     add.set_defaults(command=_segment)
 
 
@@ -286,6 +289,7 @@ def _segment(options: argparse.Namespace) -> int:
         max_memory=options.max_memory,
         max_gpu_memory=options.max_gpu_memory,
         backend=options.backend,
+        straighten=options.straighten,
     )
     for row in report.rows:
         if options.dry_run and row["status"] == "planned":

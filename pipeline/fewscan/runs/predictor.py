@@ -28,6 +28,7 @@ from fewscan.networks.ensemble import Ensemble
 from fewscan.prepared import PreparedVolume
 from fewscan.scans import Scan
 from fewscan.scans.reader import image_paths
+from fewscan.straight import Straight
 from fewscan.tiling.backend import OpenVinoNetwork, choose_backend
 
 if TYPE_CHECKING:
@@ -51,15 +52,21 @@ class Predictor:
         members: files of weights of the bundle's network; then the mean of their softmaxes decides, and the bundle's
             own weights are not used.
         backend: of `fewscan.tiling.BACKENDS`, what runs the network where labels are decided in parts.
+        straighten: whether the network sees a sheared scan (gantry tilt) upright: see `Straight`.
 
-    Raises BundleError where the bundle cannot be used, or OpenVINO is asked for and cannot run it.
+    Raises BundleError where the bundle cannot be used, or OpenVINO or `straighten` is asked for and cannot be had.
 
     Attributes:
         notes: what was decided on the way to the last answer, in words.
     """
 
     def __init__(
-        self, bundle: Path, device: str | None = None, members: Sequence[Path] = (), backend: str = "auto"
+        self,
+        bundle: Path,
+        device: str | None = None,
+        members: Sequence[Path] = (),
+        backend: str = "auto",
+        straighten: bool = False,
     ) -> None:
         from monai.transforms import Compose
 
@@ -76,6 +83,12 @@ class Predictor:
         self.decide = _deciding(deciding, self.inferer)
         self.reading = _reading(self.preprocessing.transforms)
         self.notes: list[str] = []
+        self.straighten = straighten
+        if straighten and (self.decide is None or self.reading is None):
+            raise BundleError(
+                f"{config}: has steps of its own around the network, which read scans as they are; leave --straighten "
+                "out"
+            )
         networks = [_loaded(file, copy.deepcopy(self.network), config) for file in weights]
         self.network = Ensemble(networks) if members else networks[0]
         self.spec: dict[str, Any] = {
@@ -89,6 +102,8 @@ class Predictor:
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
+        if straighten:
+            self.spec["straighten"] = True
         self.body, self.head = _split(self.network)
         self.ask: Callable[[torch.Tensor], torch.Tensor] = self.body
         if self.decide is not None:
@@ -140,16 +155,33 @@ class Predictor:
             normalise, to_grid = self.reading
             array = scan.read(empty) if array is None else array
             rules = normalise.rules(array, str(scan.files[0]))
-            prepared = PreparedVolume(array, scan.grid, rules, to_grid.spacing, to_grid.slice_axis)
+            straight = self._straight(scan)
+            grid = scan.grid if straight is None else straight.grid
+            array = array if straight is None else straight.array(array, empty)
+            prepared = PreparedVolume(array, grid, rules, to_grid.spacing, to_grid.slice_axis)
             small = empty.holds(4 * math.prod(prepared.shape))
-            return self._stream(prepared.whole() if small else prepared, prepared.affine, scan.grid, self.decide, empty)
+            labels = self._stream(prepared.whole() if small else prepared, prepared.affine, grid, self.decide, empty)
+            return labels if straight is None else straight.back(labels, empty)
+
+    def _straight(self, scan: Scan) -> Straight | None:
+        """How a sheared scan is straightened, which the notes say; None where it is not."""
+        if not self.straighten or scan.grid.is_orthogonal:
+            return None
+        straight = Straight.of(scan.grid)
+        i, j = straight.shifts.max(axis=0).tolist()
+        self.notes.append(
+            f"the network saw the stack upright: planes moved by up to {i} x {j} whole voxels, and the mask back"
+        )
+        return straight
 
     def shape(self, scan: Scan) -> tuple[int, ...]:
         """(C, *spatial) of a scan as the network sees it; where the bundle has preprocessing of its own, as it is."""
         if self.reading is None:
             return (len(scan.channels), *scan.grid.shape)
         to_grid = self.reading[1]
-        way = Way.to_network(scan.grid, to_grid.spacing, to_grid.slice_axis)
+        upright = self.straighten and not scan.grid.is_orthogonal
+        grid = Straight.of(scan.grid).grid if upright else scan.grid
+        way = Way.to_network(grid, to_grid.spacing, to_grid.slice_axis)
         return (len(scan.channels), *way.target.shape)
 
     @property

@@ -44,6 +44,7 @@ def segment(
     max_memory: float | None = None,
     max_gpu_memory: float | None = None,
     backend: str = "auto",
+    straighten: bool = False,
 ) -> Report:
     """Segment every scan of a folder (or one scan) with a trained bundle.
 
@@ -66,6 +67,8 @@ def segment(
         max_gpu_memory: GiB of a GPU's memory for tiles.
         backend: what runs the network: "eager" (torch as it is), "openvino" (on a CPU), or "auto", OpenVINO where it
             is installed and gives torch's answer.
+        straighten: let the network see sheared scans (gantry tilt) upright; masks are on the scans' own grids all
+            the same.
 
     Raises:
         FewscanError: nothing could be begun: no scans, an untrained bundle, an impossible format, colliding names, not
@@ -97,7 +100,7 @@ def segment(
             for scan in found.scans
         ]
         return report
-    predictor = Predictor(bundle, device, members, backend)
+    predictor = Predictor(bundle, device, members, backend, straighten)
     budget = share_out(max_memory, max_gpu_memory, predictor.device.type == "cuda", predictor.weight_bytes)
     predictor.allow(budget.tile_memory_gb)
     _say_what_is_planned(budget, found.scans, predictor)
