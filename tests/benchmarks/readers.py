@@ -34,8 +34,8 @@ from scans.dicom_kinds import KINDS, LPS_TO_RAS, Volume, difference
 
 Found = list[tuple[np.ndarray, np.ndarray]]
 """Arrays with their affines, voxel -> mm, LPS."""
-NOT_SCANS = ("colour", "a_modality_look_up_table")
-"""Others read these as what they are, which is no volume of intensities."""
+NOT_COMPARED = ("colour", "a_modality_look_up_table", "padding", "a_single_slice_without_thickness")
+"""What others read as what it is, no volume of intensities; and where the truth is a choice of fewscan's."""
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     sums = {name: Counter() for name in READERS}
     print(f"| kind of series | {' | '.join(READERS)} |\n|---|{'---|' * len(READERS)}")
-    for name in options.kind or [name for name in KINDS if name not in NOT_SCANS]:
+    for name in options.kind or [name for name in KINDS if name not in NOT_COMPARED]:
         verdicts = {}
         with tempfile.TemporaryDirectory() as folder:
             truths = KINDS[name].make(Path(folder) / "case")
@@ -61,13 +61,14 @@ def main() -> None:
         for reader, (_, why) in verdicts.items():
             if options.why and why:
                 print(f"    {reader}: {why}")
-    print()
-    for reader, counts in sums.items():
-        print(f"{reader}: " + ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word]))
+    print(f"\n| | {' | '.join(READERS)} |\n|---|{'---|' * len(READERS)}")
+    for word in WORDS:
+        if any(counts[word] for counts in sums.values()):
+            print(f"| {word} | {' | '.join(str(counts[word]) for counts in sums.values())} |")
 
 
 WORDS = ("right", "refused", "part", "guessed", "**wrong**", "not installed")
-"""part: right, but not all volumes, in silence; guessed: a volume of files that contradict each other."""
+"""part: right, but not all volumes, in silence; guessed: a volume of files that contradict each other or lack some."""
 
 
 def verdict(truths: list[Volume], read: Callable[[Path], Found], folder: Path) -> tuple[str, str]:

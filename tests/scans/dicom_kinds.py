@@ -290,6 +290,25 @@ def one_position_for_all(folder: Path) -> list[Volume]:
     return []
 
 
+@kind(refused=r"along their own planes, up to 12.5 mm from \(-31.5, 12.2, 80.0\) to \(-31.5, 24.8, 80.0\)")
+def an_orientation_along_the_stack(folder: Path) -> list[Volume]:
+    """Coronal slices that say that they are axial."""
+    write(folder, volume("coronal"), ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    return []
+
+
+@kind(refused="sheared by 71.8 degrees, further than any gantry tilts")
+def an_orientation_across_the_stack(folder: Path) -> list[Volume]:
+    write(folder, volume("oblique"), ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    return []
+
+
+@kind(noted="told apart by EchoTime")
+def two_echoes_of_several_numbers(folder: Path) -> list[Volume]:
+    """EchoTime with two values in it, which is no number."""
+    return phases(folder, Modality=("MR", "MR"), EchoTime=([2.3, 4.6], [10.5, 12.8]))
+
+
 @kind(refused="has no ImageOrientationPatient")
 def no_orientation(folder: Path) -> list[Volume]:
     write(folder, volume(), ImageOrientationPatient=None)

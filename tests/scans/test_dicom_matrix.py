@@ -12,7 +12,7 @@ from fewscan.cli import main
 from fewscan.errors import ScanError
 from fewscan.scans import find_scans, open_scan
 from runs.tiny import threshold_bundle
-from scans.dicom_kinds import KINDS, LPS_TO_RAS, difference
+from scans.dicom_kinds import KINDS, LPS_TO_RAS, difference, volume
 
 READ = [name for name, kind in KINDS.items() if not kind.refused]
 REFUSED = [name for name, kind in KINDS.items() if kind.refused]
@@ -56,6 +56,14 @@ def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path, name):
         assert any(re.search(refusal, item.reason) for item in found.skipped if item.failed), found.skipped
     with pytest.raises(ScanError, match=refusal):
         open_scan([tmp_path / "case"]).read()
+
+
+def test_a_broken_file_that_the_user_leaves_out_is_the_way_out(tmp_path):
+    KINDS["the_last_file_cut_short"].make(tmp_path)
+    found = find_scans(tmp_path, exclude=["image005.dcm"])
+    (scan,) = found.scans
+    assert wrong(volume(shape=(9, 7, 6)).part(slice(0, 5)), scan) == ""
+    assert [(item.path.name, item.reason) for item in found.skipped] == [("image005.dcm", "excluded")]
 
 
 @pytest.fixture(scope="module")

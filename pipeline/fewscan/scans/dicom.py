@@ -25,6 +25,9 @@ from fewscan.scans.dicom_planes import (
 from fewscan.scans.dicom_stacks import SAME_MM, point, volumes
 from fewscan.scans.scan import Scan, Skipped
 
+STEEPEST = 45.0
+"""Degrees; gantries of scanners tilt by up to 30."""
+
 __all__ = ["find_series", "is_dicom", "lacks_preamble", "open_series", "read_series"]
 
 
@@ -293,6 +296,12 @@ def _scan(ordered: list[Plane], notes: tuple[str, ...]) -> Scan:
     grid = Grid((*first.shape, depth), LPS_FROM_RAS @ lps, first.frame_of_reference)
     if not grid.is_orthogonal:
         tilt = np.degrees(np.arccos(step @ first.normal / np.linalg.norm(step)))
+        if tilt > STEEPEST:
+            raise GeometryError(
+                f"slices are sheared by {tilt:.1f} degrees, further than any gantry tilts: from "
+                f"{point(first.position)} to {point(last.position)} mm (LPS), where ImageOrientationPatient has its "
+                f"normal along ({', '.join(f'{x + 0:.3g}' for x in first.normal)}); export the series again"
+            )
         notes = (*notes, f"slices are sheared by {tilt:.1f} degrees (gantry tilt): the affine keeps it")
     frames = tuple(plane.frame for plane in ordered) if first.frame else ()
     return Scan(

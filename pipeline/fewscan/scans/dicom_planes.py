@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -99,11 +100,13 @@ def identity(path: Path) -> tuple[str, str]:
     import pydicom
 
     wanted = ["SeriesInstanceUID", "SOPInstanceUID"]
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
-        return str(header.get("SeriesInstanceUID") or ""), str(header.get("SOPInstanceUID") or "")
-    except Exception:  # pydicom raises types of many kinds
-        return "", ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they may quote a name
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
+            return str(header.get("SeriesInstanceUID") or ""), str(header.get("SOPInstanceUID") or "")
+        except Exception:  # pydicom raises types of many kinds
+            return "", ""
 
 
 def read_planes(path: Path) -> list[Plane]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,8 +133,7 @@ def _check_contrast(ordered: list[Plane]) -> None:
     """
     for keyword in CONTRAST:
         counts = Counter(plane.split[keyword] for plane in ordered if keyword in plane.split)
-        numbers = [float(value) for value in counts]
-        if len(counts) < 2 or 2 * len(counts) > len(ordered) or _equal(min(numbers), max(numbers)):
+        if len(counts) < 2 or 2 * len(counts) > len(ordered) or _are_equal(counts):
             continue
         said = ", ".join(f"{value} in {count}" for value, count in counts.most_common(4))
         raise GeometryError(
@@ -143,8 +142,28 @@ def _check_contrast(ordered: list[Plane]) -> None:
         )
 
 
+def _are_equal(values: Iterable[str]) -> bool:
+    """Whether all are numbers that differ by no more than 1 %."""
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:  # several values in one
+        return False
+    return _equal(min(numbers), max(numbers))
+
+
 def _check_locations(ordered: list[Plane]) -> None:
-    """Raise GeometryError where all images have one position, but different SliceLocation: an export lost the first."""
+    """Raise GeometryError where all images have one position along their normal, but something says otherwise.
+
+    SliceLocation does where an export lost the positions; the positions do where the orientation is not theirs.
+    """
+    away = [float(np.linalg.norm(plane.position - ordered[0].position)) for plane in ordered]
+    if max(away) > 1:
+        last = ordered[int(np.argmax(away))]
+        raise GeometryError(
+            f"the positions of {len(ordered)} images go along their own planes, up to {max(away):.4g} mm from "
+            f"{point(ordered[0].position)} to {point(last.position)} mm (LPS), so ImageOrientationPatient is not "
+            f"theirs; export the series again"
+        )
     places = {round(plane.slice_location, 2) for plane in ordered if plane.slice_location is not None}
     if len(places) > 1:
         raise GeometryError(
@@ -216,7 +235,7 @@ def _check_distance(ordered: list[Plane]) -> None:
 
 
 def _equal(one: float, other: float) -> bool:
-    return abs(one - other) <= 0.01 * other
+    return abs(one - other) <= 0.01 * abs(other)
 
 
 def point(position: NDArray[np.float64]) -> str:
