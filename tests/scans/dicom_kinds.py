@@ -826,6 +826,15 @@ def eight_bit(folder: Path) -> list[Volume]:
 
 
 @kind()
+def thirty_two_bit(folder: Path) -> list[Volume]:
+    truth = volume()
+    truth = truth.with_values(truth.values + 70_000)
+    for k, path in enumerate(write(folder, volume(), BitsAllocated=32, BitsStored=32, HighBit=31)):
+        edit(path, PixelData=truth.values[:, :, k].T.astype("<u4").tobytes())
+    return [truth]
+
+
+@kind()
 def signed_and_unsigned_slices(folder: Path) -> list[Volume]:
     write(folder, truth := volume(), PixelRepresentation=lambda k: k % 2)
     return [truth]
