@@ -426,6 +426,12 @@ def two_patients_that_share_all_uids(folder: Path) -> list[Volume]:
     return []
 
 
+@kind()
+def a_series_made_anonymous_in_part(folder: Path) -> list[Volume]:
+    write(folder, truth := volume("oblique"), PatientID=lambda k: "N-1" if k % 2 else "")
+    return [truth]
+
+
 @kind(noted="1 duplicate", left_out="a copy of")
 def a_file_twice(folder: Path) -> list[Volume]:
     files = write(folder, truth := volume())

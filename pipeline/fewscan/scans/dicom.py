@@ -131,6 +131,7 @@ def _scans_of_series(
 def _check_whole(planes: list[Plane], broken: Sequence[Skipped]) -> None:
     """Raise ScanError where a series is a part of one, or parts of several, which positions may not show."""
     for kind, owners in (("studies", {p.study for p in planes}), ("patients", {p.patient for p in planes})):
+        owners.discard("")  # unknown, and no contradiction
         if len(owners) > 1:
             raise ScanError(
                 f"{len(planes)} images of one SeriesInstanceUID belong to {len(owners)} {kind}; give each a UID of its "
