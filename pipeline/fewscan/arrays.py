@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import shutil
@@ -37,7 +38,7 @@ class Arrays:
 
         Raises FewscanError where the disk has no room for its file.
         """
-        size = int(np.prod(tuple(shape), dtype=np.int64)) * np.dtype(dtype).itemsize
+        size = math.prod(int(n) for n in shape) * np.dtype(dtype).itemsize
         if self.holds(size) or self.folder is None:
             return np.empty(tuple(shape), dtype, order="F" if order == "F" else "C")
         free = shutil.disk_usage(self.folder).free

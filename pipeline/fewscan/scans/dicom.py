@@ -357,7 +357,10 @@ def _scan(ordered: list[Plane], notes: tuple[str, ...]) -> Scan:
     lps[:3, 1] = first.orientation[3:] * first.spacing[0]
     lps[:3, 2] = step
     lps[:3, 3] = first.position
-    grid = Grid((*first.shape, depth), LPS_FROM_RAS @ lps, first.frame_of_reference)
+    try:
+        grid = Grid((*first.shape, depth), LPS_FROM_RAS @ lps, first.frame_of_reference)
+    except ValueError as problem:  # positions or spacings beyond what numbers hold
+        raise GeometryError(str(problem)) from problem
     if not grid.is_orthogonal:
         tilt = np.degrees(np.arccos(step @ first.normal / np.linalg.norm(step)))
         notes = (*notes, f"slices are sheared by {tilt:.1f} degrees (gantry tilt): the affine keeps it")

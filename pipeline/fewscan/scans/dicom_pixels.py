@@ -15,6 +15,7 @@ from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release
 from fewscan.errors import ScanError
 from fewscan.scans.dicom_header import KEYWORDS, Header, open_dicom
 from fewscan.scans.dicom_planes import first_value, sources_of_frame
+from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
 
 
@@ -78,12 +79,18 @@ def _planes(
         raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
 
 
+@quietly()
 def pixel_digest(path: Path) -> bytes:
-    """A hash of the file's decoded pixels."""
+    """A hash of the file's decoded pixels. Raises ScanError where they cannot be decoded."""
     digest = hashlib.sha256()
-    with open_dicom(path) as (file, header):
-        for stored in _stored(path, file, header, range(1, header.frames + 1)):
-            digest.update(np.ascontiguousarray(stored).data)
+    try:
+        with open_dicom(path) as (file, header):
+            for stored in _stored(path, file, header, range(1, header.frames + 1)):
+                digest.update(np.ascontiguousarray(stored).data)
+    except (ScanError, OSError, MemoryError):
+        raise
+    except Exception as problem:  # pydicom raises types of many kinds
+        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
     return digest.digest()
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fewscan.errors import GeometryError, ScanError
 from fewscan.scans.dicom_header import Header, open_dicom
+from fewscan.scans.quiet import quietly
 
 SPLIT_BY = (
     "AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "StackID",
@@ -75,6 +76,7 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+@quietly()
 def read_planes(path: Path) -> list[Plane]:
     """The planes of one file. Raises NotAnImage or ScanError with the reason."""
     with open_dicom(path) as (_, header):
@@ -99,6 +101,8 @@ def _check_image(path: Path, header: Header) -> None:
     if no_image or "Rows" not in header or "Columns" not in header:
         kind = getattr(header.sop_class, "name", "") or "an unnamed object"
         raise NotAnImage(f"DICOM, but not an image: {kind}")
+    if min(int(header.get("Rows") or 0), int(header.get("Columns") or 0)) < 1:
+        raise ScanError(f"{path}: has {header.get('Columns')} x {header.get('Rows')} pixels")
     syntax = header.syntax
     if syntax is None:
         raise ScanError(f"{path}: the header names no transfer syntax")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
+from fewscan.scans.dicom_header import check_deflated
+from fewscan.scans.quiet import quietly
 from fewscan.scans.segments import Part, Segment
 
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -53,11 +54,13 @@ def read_seg(path: Path, pixels: bool = True) -> Any:
     """The data set of a DICOM SEG; ScanError where the file is none. Warnings, which may quote names, are silenced."""
     import pydicom
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         try:
+            check_deflated(path)
             seg = pydicom.dcmread(path, stop_before_pixels=not pixels)
             is_seg = str(seg.get("SOPClassUID")) in SEGMENTATIONS
+        except ScanError:
+            raise
         except Exception as problem:  # pydicom raises types of many kinds
             raise ScanError(f"{path}: cannot be read as DICOM ({type(problem).__name__})") from problem
     if not is_seg:
@@ -73,8 +76,7 @@ def referenced_series(path: Path) -> list[str]:
 
 def _planes(seg: Any, path: Path) -> NDArray[Any]:
     """(frame, row, column)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         try:
             planes = np.asarray(seg.pixel_array)
         except Exception as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fewscan.arrays import IN_MEMORY_ONLY, Arrays
 from fewscan.errors import ScanError
 from fewscan.grid import Grid
 from fewscan.scans.scan import Scan
+from fewscan.scans.sizes import check_holds
 
 RGB = ("red", "green", "blue")
 UNITS_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3,
@@ -79,6 +81,8 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
         _check_tiff_axes(path, series.axes, sizes)
         if series.dtype is None or series.dtype.kind not in "iufb":
             raise ScanError(f"{path}: holds {series.dtype} numbers; save real ones")
+        if series.keyframe.compression == 1:
+            check_holds(path, int(series.nbytes), path.stat().st_size)
         if series.keyframe.photometric == 3 and not label:
             raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
         notes = ["white is zero in this file (MINISWHITE); taken as stored"] if series.keyframe.photometric == 0 else []
@@ -135,10 +139,21 @@ def _names(path: Path, found: int, wanted: Sequence[str] | None) -> tuple[str, .
 def _photo(path: Path) -> Any:
     from PIL import Image, UnidentifiedImageError
 
+    _check_png(path)
     try:
         return Image.open(path)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
         raise ScanError(f"{path}: is no image that Pillow can read ({_line(problem, path)})") from problem
+
+
+def _check_png(path: Path) -> None:
+    """Refuse a PNG whose header says more pixels than its bytes can give."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26:
+        width, height, depth, colour = struct.unpack(">IIBB", head[16:])
+        numbers = {2: 3, 4: 2, 6: 4}.get(colour, 1)
+        check_holds(path, width * height * numbers * depth // 8, path.stat().st_size, deflated=True)
 
 
 def _photo_pixels(path: Path, label: bool) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fewscan.arrays import IN_MEMORY_ONLY, Arrays
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
+from fewscan.scans.nrrd_header import check_header
 from fewscan.scans.scan import Scan
 
 
@@ -78,12 +79,15 @@ def itk_reader(path: Path) -> Any:
     """SimpleITK's reader of a file, its header read. Raises ScanError where that is broken."""
     import SimpleITK
 
+    kind = check_header(path)
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings quote the header
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO(kind)
     try:
         reader.ReadImageInformation()
-    except RuntimeError as problem:
-        raise ScanError(f"{path}: cannot be read as NRRD or MetaImage ({_last_line(problem)})") from problem
+    except RuntimeError:  # its text quotes the header
+        raise ScanError(f"{path}: its header cannot be read as NRRD or MetaImage; save it again") from None
     return reader
 
 
@@ -92,10 +96,5 @@ def itk_image(path: Path) -> Any:
     reader = itk_reader(path)
     try:
         return reader.Execute()
-    except RuntimeError as problem:
-        raise ScanError(f"{path}: the file is cut short or damaged ({_last_line(problem)})") from problem
-
-
-def _last_line(problem: BaseException) -> str:
-    lines = [line for line in str(problem).splitlines() if line.strip()]
-    return lines[-1].strip()[:120] if lines else type(problem).__name__
+    except RuntimeError:
+        raise ScanError(f"{path}: the file is cut short or damaged, ITK cannot read its voxels") from None
