@@ -2,8 +2,8 @@
 
 python tests/damaged/fuzz.py --count 2000 --seed 0        (`test_damaged.py` runs the first few)
 
-Of each folder of damaged files has to be true: the command ends by itself with a report, no scan takes over 10 s, memory
-stays below 2 GB, nothing outside the output is created, changed or read, and the valid files beside get their masks.
+Of each folder of damaged files has to be true: the command ends by itself with a report, no scan takes over 10 s,
+memory stays below 2 GB, nothing outside the output is created, changed or read, and valid files beside get their masks.
 """
 
 from __future__ import annotations
@@ -169,9 +169,8 @@ def hold_plan(root: Path, seeds: range) -> Counter:
         nibabel.save(nibabel.Nifti1Image(image(), AFFINES["lps"]), data / "images" / f"{stem}.nii.gz")
         (data / "labels" / what.name).write_bytes(what.data)
         made[stem] = what.what
-    (data / "dataset.json").write_text(
-        json.dumps({"labels": {"0": "background", **{str(l.value): l.name for l in TABLE}}, "channel_names": {"0": "CT"}})
-    )
+    names = {"background": 0, **{label.name: label.value for label in TABLE}}
+    (data / "dataset.json").write_text(json.dumps({"labels": names, "channel_names": {"0": "CT"}}))
     before = snapshot(root, ("bundle", "cwd", "tmp"))
     code, told, said = watched(
         root, "plan", data, "--output", root / "bundle", seconds=60 + MOST_SECONDS * len(seeds)

@@ -174,7 +174,9 @@ def _pick(random: np.random.Generator, choices):
 
 def _bytes(data: bytes, random: np.random.Generator) -> tuple[bytes, str]:
     """What can befall any file."""
-    kind = _pick(random, ("flip", "flip early", "cut", "cut early", "zero", "ones", "insert", "twice", "append", "swap"))
+    kind = _pick(
+        random, ("flip", "flip early", "cut", "cut early", "zero", "ones", "insert", "twice", "append", "swap")
+    )
     changed = bytearray(data)
     early = min(len(data), 600)
     if kind.startswith("flip"):

@@ -34,11 +34,11 @@ def timed(module: Any, name: str, describe: Callable[..., str]) -> None:
 
 def read_masks(folder: Path, scan_file: Path) -> dict[str, str]:
     """Each file as a mask of the scan: by name what became of it. Any exception that is not ours goes on."""
+    from damaged.mutants import TABLE
     from fewscan.errors import FewscanError
     from fewscan.scans import open_scan
     from fewscan.scans.labels import read_values
     from fewscan.scans.mask_files import read_mask
-    from damaged.mutants import TABLE
 
     scan, became = open_scan([scan_file]), {}
     for path in sorted(folder.iterdir()):

@@ -15,6 +15,7 @@ from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.scans.dicom_pixels import pixel_digest, read_series
 from fewscan.scans.dicom_planes import SPLIT_BY, NotAnImage, Plane, is_dicom, read_planes
+from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan, Skipped
 
 __all__ = ["find_series", "is_dicom", "open_series", "read_series"]
@@ -23,6 +24,7 @@ ROUNDED_MM = 0.0101
 """How far rounding of positions to 0.01 mm moves a plane along an axis: half of it, and half by the line's ends."""
 
 
+@quietly()
 def find_series(files: Iterable[Path], root: Path) -> tuple[list[Scan], list[Skipped]]:
     """The scans among DICOM files, by series, and what is none; names are paths of folders below `root`.
 
@@ -46,6 +48,7 @@ def find_series(files: Iterable[Path], root: Path) -> tuple[list[Scan], list[Ski
     return _named(found, root), skipped
 
 
+@quietly()
 def open_series(files: Sequence[Path], name: str, frames: Sequence[int] = ()) -> Scan:
     """The one scan in these DICOM files; every file has to belong to it.
 
@@ -360,7 +363,7 @@ def _scan(ordered: list[Plane], notes: tuple[str, ...]) -> Scan:
     try:
         grid = Grid((*first.shape, depth), LPS_FROM_RAS @ lps, first.frame_of_reference)
     except ValueError as problem:  # positions or spacings beyond what numbers hold
-        raise GeometryError(str(problem)) from problem
+        raise GeometryError(str(problem)) from None
     if not grid.is_orthogonal:
         tilt = np.degrees(np.arccos(step @ first.normal / np.linalg.norm(step)))
         notes = (*notes, f"slices are sheared by {tilt:.1f} degrees (gantry tilt): the affine keeps it")

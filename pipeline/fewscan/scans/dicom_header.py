@@ -84,7 +84,7 @@ def open_dicom(path: Path) -> Iterator[tuple[BufferedReader, Header]]:
     try:
         file = path.open("rb")
     except OSError as problem:
-        raise ScanError(f"{path}: cannot be read ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: cannot be read ({type(problem).__name__})") from None
     with file:
         yield file, _header(path, file)
 
@@ -101,10 +101,10 @@ def _header(path: Path, file: BufferedReader) -> Header:
         return header
     except ScanError:
         raise
-    except InvalidDicomError as problem:
-        raise ScanError(f"{path}: is no DICOM file (DICM is missing at byte 128)") from problem
+    except InvalidDicomError:
+        raise ScanError(f"{path}: is no DICOM file (DICM is missing at byte 128)") from None
     except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: the DICOM file is cut short or damaged ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: the DICOM file is cut short or damaged ({type(problem).__name__})") from None
 
 
 def _check_length(path: Path, file: BufferedReader, header: Header) -> None:

@@ -76,7 +76,7 @@ def _planes(
     except (ScanError, OSError, MemoryError):
         raise
     except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from None
 
 
 @quietly()
@@ -90,7 +90,7 @@ def pixel_digest(path: Path) -> bytes:
     except (ScanError, OSError, MemoryError):
         raise
     except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from None
     return digest.digest()
 
 
@@ -127,11 +127,13 @@ def _decoded(path: Path, header: Header, frames: Sequence[int]) -> Iterator[NDAr
         dataset = pydicom.dcmread(path, specific_tags=[*KEYWORDS, "PixelData"])
         for number in frames:
             yield pixel_array(dataset, raw=True, index=max(number, 1) - 1)
-    except Exception as problem:  # each plugin raises types of its own
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as problem:  # each plugin raises types of its own, and one in Rust what is no Exception
         raise ScanError(
             f"{path}: {header.syntax.name} pixels cannot be decoded ({type(problem).__name__}); "
             f"the file may be damaged, or try: python -m pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-        ) from problem
+        ) from None
 
 
 def _rescale(path: Path, header: Header, frame: int) -> tuple[float, float]:

@@ -91,7 +91,7 @@ def read_planes(path: Path) -> list[Plane]:
     except ScanError:
         raise
     except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from None
 
 
 def _check_image(path: Path, header: Header) -> None:
@@ -99,7 +99,7 @@ def _check_image(path: Path, header: Header) -> None:
 
     no_image = any(header.sop_class == prefix or header.sop_class.startswith(prefix + ".") for prefix in _NO_IMAGE)
     if no_image or "Rows" not in header or "Columns" not in header:
-        kind = getattr(header.sop_class, "name", "") or "an unnamed object"
+        kind = name_of(header.sop_class) or "an unnamed object"
         raise NotAnImage(f"DICOM, but not an image: {kind}")
     if min(int(header.get("Rows") or 0), int(header.get("Columns") or 0)) < 1:
         raise ScanError(f"{path}: has {header.get('Columns')} x {header.get('Rows')} pixels")
@@ -109,17 +109,25 @@ def _check_image(path: Path, header: Header) -> None:
     if syntax.is_compressed:
         try:
             available = get_decoder(syntax).is_available
-        except NotImplementedError as problem:
-            raise ScanError(f"{path}: {syntax.name} pixels cannot be decoded; save them uncompressed") from problem
+        except NotImplementedError:
+            raise ScanError(f"{path}: {name_of(syntax)} pixels cannot be decoded; save them uncompressed") from None
         if not available:
             raise ScanError(_no_plugin(path, syntax.name))
     colour = header.get("PhotometricInterpretation")
     if int(header.get("SamplesPerPixel") or 1) != 1 or colour == "PALETTE COLOR":
-        raise ScanError(f"{path}: is a colour image ({colour}), not a scan")
+        raise ScanError(f"{path}: is a colour image, not a scan")
     if "MOSAIC" in (header.get("ImageType") or ()):
         raise ScanError(f"{path}: a mosaic of slices, whose header gives no position of each; convert it (dcm2niix)")
     if "ModalityLUTSequence" in header:
         raise ScanError(f"{path}: has a modality look-up table instead of slope and intercept, which is not read")
+
+
+def name_of(uid: Any) -> str:
+    """The name that DICOM gives to a UID; "" for others, which may hold anything."""
+    from pydicom.uid import UID
+
+    name = str(UID(str(uid)).name)
+    return "" if name == str(uid) else name
 
 
 def _no_plugin(path: Path, syntax: str) -> str:

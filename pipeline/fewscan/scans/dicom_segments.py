@@ -28,7 +28,8 @@ def read_dicom_segments(path: Path) -> Iterator[Part]:
     seg = read_seg(path)
     kind = str(seg.get("SegmentationType"))
     if kind not in ("BINARY", "LABELMAP"):
-        raise ScanError(f"{path}: its SegmentationType is {kind}; save it as BINARY or LABELMAP")
+        known = kind if kind == "FRACTIONAL" else "unknown"
+        raise ScanError(f"{path}: its SegmentationType is {known}; save it as BINARY or LABELMAP")
     segments = {int(item.SegmentNumber): _segment(item) for item in seg.get("SegmentSequence") or ()}
     frames = seg.get("PerFrameFunctionalGroupsSequence")
     if not frames or not segments:
@@ -62,9 +63,9 @@ def read_seg(path: Path, pixels: bool = True) -> Any:
         except ScanError:
             raise
         except Exception as problem:  # pydicom raises types of many kinds
-            raise ScanError(f"{path}: cannot be read as DICOM ({type(problem).__name__})") from problem
+            raise ScanError(f"{path}: cannot be read as DICOM ({type(problem).__name__})") from None
     if not is_seg:
-        raise NotASegmentation(f"{path}: is DICOM, but no segmentation (Modality {seg.get('Modality')})")
+        raise NotASegmentation(f"{path}: is DICOM, but no segmentation")
     return seg
 
 
@@ -79,8 +80,10 @@ def _planes(seg: Any, path: Path) -> NDArray[Any]:
     with quietly():
         try:
             planes = np.asarray(seg.pixel_array)
-        except Exception as problem:
-            raise ScanError(f"{path}: its pixels cannot be decoded ({type(problem).__name__})") from problem
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as problem:  # of a decoder in Rust, what is no Exception
+            raise ScanError(f"{path}: its pixels cannot be decoded ({type(problem).__name__})") from None
     return planes if planes.ndim == 3 else planes[None]
 
 
@@ -112,8 +115,8 @@ def _grid(frame: Any, shared: Any, shape: tuple[int, ...], frame_of_reference: s
         lps[:3, 3] = [float(x) for x in position]
         uid = None if frame_of_reference is None else str(frame_of_reference)
         return Grid((shape[1], shape[0], 1), LPS_FROM_RAS @ lps, uid)
-    except (AttributeError, TypeError, ValueError) as problem:
-        raise GeometryError(f"{path}: a frame has no position, orientation or pixel spacing") from problem
+    except (AttributeError, TypeError, ValueError):
+        raise GeometryError(f"{path}: a frame has no position, orientation or pixel spacing") from None
 
 
 def _group(frame: Any, shared: Any, name: str, path: Path) -> Any:

@@ -93,7 +93,7 @@ def read_parts(path: Path) -> Iterator[Part]:
     except (FewscanError, MemoryError):
         raise
     except Exception as problem:  # what a damaged file makes libraries raise; their text may quote it
-        raise ScanError(f"{path}: cannot be read, the file may be damaged ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: cannot be read, the file may be damaged ({type(problem).__name__})") from None
 
 
 def _parts(path: Path) -> Iterator[Part]:

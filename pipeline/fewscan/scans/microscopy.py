@@ -112,7 +112,7 @@ def read_tiff(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
         try:
             data = series.asarray(out=data)
         except Exception as problem:  # the codecs raise types of their own
-            raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem)})") from problem
+            raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem)})") from None
         arranged = _arranged(data, series.axes)[: len(scan.channels)]
     return arranged.astype(np.uint8) if arranged.dtype == bool else arranged
 
@@ -143,7 +143,7 @@ def _photo(path: Path) -> Any:
     try:
         return Image.open(path)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise ScanError(f"{path}: is no image that Pillow can read ({_line(problem, path)})") from problem
+        raise ScanError(f"{path}: is no image that Pillow can read ({_line(problem, path)})") from None
 
 
 def _check_png(path: Path) -> None:
@@ -171,7 +171,7 @@ def _photo_pixels(path: Path, label: bool) -> NDArray[Any]:
         except ScanError:
             raise
         except (OSError, ValueError, SyntaxError, RuntimeError) as problem:
-            raise ScanError(f"{path}: the file is cut short or damaged ({_line(problem, path)})") from problem
+            raise ScanError(f"{path}: the file is cut short or damaged ({_line(problem, path)})") from None
     if data.dtype == bool:
         data = data.astype(np.uint8)
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
@@ -214,7 +214,7 @@ def _tiff(path: Path) -> Any:
     try:
         return tifffile.TiffFile(path)
     except (tifffile.TiffFileError, OSError, ValueError) as problem:
-        raise ScanError(f"{path}: is no TIFF ({_line(problem)})") from problem
+        raise ScanError(f"{path}: is no TIFF ({_line(problem)})") from None
 
 
 def _check_tiff_axes(path: Path, axes: str, sizes: dict[str, int]) -> None:

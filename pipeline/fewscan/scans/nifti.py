@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import struct
 import zlib
@@ -12,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from isal import igzip, isal_zlib
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release
@@ -68,7 +67,7 @@ def read_nifti(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
         else:
             _fill(data, path, proxy)
     except _DAMAGE as problem:
-        raise ScanError(_damaged(path, problem)) from problem
+        raise ScanError(_damaged(path, problem)) from None
     return np.moveaxis(data, -1, 0)
 
 
@@ -128,7 +127,7 @@ def _load(path: Path, mmap: str = "c") -> Any:
     except (ScanError, MemoryError):
         raise
     except Exception as problem:  # of many kinds: of nibabel, of inflating, of what it reads in header extensions
-        raise ScanError(f"{path}: is no NIfTI file ({_first_line(problem)})") from problem
+        raise ScanError(f"{path}: is no NIfTI file ({_first_line(problem)})") from None
     if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is a subclass
         raise ScanError(f"{path}: is no NIfTI file but {type(image).__name__}")
     return image
@@ -136,7 +135,7 @@ def _load(path: Path, mmap: str = "c") -> Any:
 
 def _check_start(path: Path) -> None:
     """Refuse a header whose extensions, which nibabel reads whole, are larger than any are."""
-    with igzip.open(path) if _is_gzip(path) else path.open("rb") as file:
+    with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:  # igzip reads on, to where a file is cut
         start = file.read(176)
     for order in "<>":
         version = struct.unpack(f"{order}i", start[:4])[0] if len(start) == 176 else 0
@@ -255,7 +254,7 @@ def _inflated_size(path: Path, most: int) -> int:
                         f"header or the file is damaged"
                     )
     except _DAMAGE as problem:
-        raise ScanError(_damaged(path, problem)) from problem
+        raise ScanError(_damaged(path, problem)) from None
     return size
 
 
@@ -265,6 +264,9 @@ def _damaged(path: Path, problem: BaseException) -> str:
 
 def _first_line(problem: BaseException) -> str:
     """What went wrong; of libraries beside nibabel and those that inflate the type alone, for they quote the file."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
     known = (*_DAMAGE, ImageFileError, HeaderDataError)
     lines = str(problem).splitlines() if isinstance(problem, known) else []
     return f"{type(problem).__name__}: {lines[0][:120]}" if lines else type(problem).__name__

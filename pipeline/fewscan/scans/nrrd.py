@@ -69,7 +69,7 @@ def _grid(path: Path, size: tuple[int, ...], reader: Any) -> tuple[Grid, tuple[s
     try:
         grid = grid_from_itk(size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
     except ValueError as problem:
-        raise GeometryError(f"{path}: {problem}") from problem
+        raise GeometryError(f"{path}: {problem}") from None
     if np.array_equal(grid.affine, LPS_FROM_RAS):
         return grid, ("the header gives no geometry: 1 mm voxels along left, posterior, superior are assumed",)
     return grid, ()

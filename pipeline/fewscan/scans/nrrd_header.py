@@ -57,7 +57,7 @@ def check_header(path: Path) -> str:
     files = [path.parent / name for name in header.data] or [path]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise ScanError(f"{path}: the file of its voxels, {missing[0]}, is not there; copy it beside the header")
+        raise ScanError(f"{path}: {len(missing)} of the files that it names for its voxels are missing; copy them here")
     stored = sum(file.stat().st_size for file in files) - (0 if header.data else header.end)
     least = {"text": 1, "hex": 2 * header.itemsize}.get(header.encoding, header.itemsize)
     check_holds(path, header.numbers * least, stored, header.encoding == "gzip")
@@ -83,10 +83,8 @@ def _nrrd(path: Path, start: bytes) -> _Header:
     try:
         sizes = [int(n) for n in fields["sizes"].split()]
         dimension, type_name, encoding = int(fields["dimension"]), fields["type"], fields["encoding"].lower()
-    except (KeyError, ValueError) as problem:
-        raise ScanError(f"{path}: the header lacks type, dimension, sizes or encoding, or they are no numbers") from (
-            problem
-        )
+    except (KeyError, ValueError):
+        raise ScanError(f"{path}: the header lacks type, dimension, sizes or encoding, or has letters there") from None
     if len(sizes) != dimension:
         raise ScanError(f"{path}: the header says {dimension} dimensions, but {len(sizes)} sizes")
     data = tuple(listed) or _named(path, fields.get("datafile", "LOCAL"))
@@ -115,12 +113,10 @@ def _meta(path: Path, start: bytes) -> _Header:
         sizes = [int(n) for n in re.split(r"[\s,]+", fields["dimsize"])]
         dimension, type_name = int(fields["ndims"]), fields["elementtype"]
         channels = int(fields.get("elementnumberofchannels", 1))
-    except (KeyError, ValueError) as problem:
-        raise ScanError(f"{path}: is no NRRD or MetaImage, or its NDims, DimSize or ElementType are broken") from (
-            problem
-        )
+    except (KeyError, ValueError):
+        raise ScanError(f"{path}: is no NRRD or MetaImage, or its NDims, DimSize or ElementType are broken") from None
     if data is None or len(sizes) != dimension:
-        raise ScanError(f"{path}: the header names no ElementDataFile, or {dimension} dimensions but {len(sizes)} sizes")
+        raise ScanError(f"{path}: the header has no ElementDataFile, or {dimension} dimensions but {len(sizes)} sizes")
     compressed = fields.get("compresseddata", "False").lower() in ("true", "1")
     binary = fields.get("binarydata", "True").lower() in ("true", "1")
     encoding = "gzip" if compressed else "raw" if binary else "text"

@@ -90,7 +90,7 @@ def open_file(path: Path, name: str, channels: Sequence[str] | None = None, labe
     except (FewscanError, MemoryError):
         raise
     except Exception as problem:  # what a damaged file makes libraries raise; their text may quote it
-        raise ScanError(f"{path}: cannot be read, the file may be damaged ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: cannot be read, the file may be damaged ({type(problem).__name__})") from None
 
 
 def _open_by_format(path: Path, name: str, channels: Sequence[str] | None, label: bool) -> Scan:

@@ -49,7 +49,7 @@ class Scan:
         except (FewscanError, OSError, MemoryError):
             raise
         except Exception as problem:  # what a damaged file makes libraries raise; their text may quote it
-            raise ScanError(f"{where}: cannot be read, the file may be damaged ({type(problem).__name__})") from problem
+            raise ScanError(f"{where}: cannot be read, the file may be damaged ({type(problem).__name__})") from None
         wrong = 0
         if data.dtype.kind == "f":
             wrong = sum(int(part.size - np.isfinite(part).sum()) for _, part in slabs(data))
