@@ -323,6 +323,7 @@ _NRRD_FIELDS = (
     ("space directions", "(1e300,0,0) (0,1e300,0) (0,0,1e300)"), ("space directions", "(1,0,0) (0,1,0)"),
     ("kinds", "vector domain domain"), ("kinds", "x y z"), ("kinds", "domain domain"), ("spacings", "0 nan inf"),
     ("min", "nan nan nan"), ("block size", "-5"), ("measurement frame", "(nan,0,0) (0,1,0) (0,0,1)"),
+    ("kinds", "x" * 1500), ("units", '"' * 3000), ("space directions", "(1,0,0) " * 300), ("nothing", "y" * 2000),
 )  # fmt: skip
 _LISTS = ("LIST", "LIST 2", "%s%s%s%n 1 5 1", "slice%03d.raw 1 999999999 1", "../secret%d.raw 1 1 1", "LOCAL", "",
           "sub", "gone.raw", "/dev/zero", "/dev/stdin")  # fmt: skip
@@ -348,7 +349,8 @@ _META_FIELDS = (
     ("CompressedData", "True"), ("CompressedDataSize", "99999999999"), ("HeaderSize", "-1"),
     ("HeaderSize", "99999999"), ("TransformMatrix", "nan 0 0 0 1 0 0 0 1"), ("TransformMatrix", "0 0 0 0 0 0 0 0 0"),
     ("ElementSpacing", "0 0 0"), ("ElementSpacing", "nan inf -1"), ("Offset", "inf nan 0"),
-    ("ElementDataFile", ""), ("ElementDataFile", ""), ("ElementDataFile", ""),
+    ("ElementDataFile", ""), ("ElementDataFile", ""), ("ElementDataFile", ""), ("Name", "x" * 300),
+    ("Comment", "x" * 2000), ("NDims", "1" * 900),
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What an NRRD or MetaImage header promises, checked before ITK opens the file.
 
-ITK allocates what a header says, follows the names of data files anywhere, and quotes header lines in its errors.
+ITK allocates what a header says, follows the names of data files anywhere, and quotes header lines in its errors, for
+which it has a kilobyte: a longer line ends the process (SimpleITK 2.5, any field but `content`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from fewscan.scans.sizes import check_holds
 _MOST = 1 << 24
 """Bytes of the longest header."""
 _MOST_FILES = 1 << 16
+_LONGEST = 700
+"""Characters of a line that ITK may quote."""
+_LONGEST_NAME = 200
+"""Characters of a MetaImage's Name, for which ITK has 255: a longer one ends the process."""
+_MOST_AXES = 16
 _BYTES = {
     1: "signed char, int8, int8_t, uchar, unsigned char, uint8, uint8_t, MET_CHAR, MET_UCHAR",
     2: "short, short int, signed short, signed short int, int16, int16_t, ushort, unsigned short, unsigned short int, "
@@ -74,11 +80,15 @@ def _nrrd(path: Path, start: bytes) -> _Header:
             continue  # a comment, or a key and its value, which say nothing of the voxels
         name, _, value = line.partition(":")
         key = name.strip().lower().replace(" ", "")
+        if len(line) > _LONGEST and key != "content":
+            raise ScanError(
+                f"{path}: line {number} of the header has {len(line)} characters, more than any field needs"
+            )
         if key in fields:
             raise ScanError(f"{path}: line {number} of the header says again what a line before it said")
         fields[key] = value.strip()
         if key == "datafile" and value.split()[:1] == ["LIST"]:
-            listed = [name.strip() for name in lines[number:] if name.strip()]
+            listed = _list(path, lines[number:])
             break
     try:
         sizes = [int(n) for n in fields["sizes"].split()]
@@ -101,11 +111,13 @@ def _meta(path: Path, start: bytes) -> _Header:
         end += len(line)
         name, *value = re.split("[=:]", line.decode("latin-1"), maxsplit=1)
         key = name.strip().lower()
-        if not value or len(name) > 80:
+        if not value or len(name) > 80 or len(line) > _LONGEST:
             break
         if key in fields:
             raise ScanError(f"{path}: line {len(fields) + 1} of the header says again what a line before it said")
         fields[key] = value[0].strip()
+        if key == "name" and len(fields[key]) > _LONGEST_NAME:
+            raise ScanError(f"{path}: its Name has {len(fields[key])} characters; {_LONGEST_NAME} are read")
         if key == "elementdatafile":
             data = fields[key]
             break
@@ -121,17 +133,21 @@ def _meta(path: Path, start: bytes) -> _Header:
     binary = fields.get("binarydata", "True").lower() in ("true", "1")
     encoding = "gzip" if compressed else "raw" if binary else "text"
     if data.split()[:1] == ["LIST"]:
-        rest = start[end:].decode("latin-1").splitlines()
-        names: tuple[str, ...] = tuple(name.strip() for name in rest if name.strip())
-        if not names:
-            raise ScanError(f"{path}: the list of its data files is empty")
+        names = tuple(_list(path, start[end:].decode("latin-1").splitlines()))
     else:
         names = _named(path, data)
     return _checked(path, [*sizes, channels], type_name, encoding, names, end)
 
 
+def _list(path: Path, lines: list[str]) -> list[str]:
+    names = [name.strip() for name in lines if name.strip()]
+    if not names or len(names) > _MOST_FILES or max(map(len, names)) > _LONGEST:
+        raise ScanError(f"{path}: the list of its data files is empty, or has lines that are no names")
+    return names
+
+
 def _checked(path: Path, sizes: list[int], kind: str, encoding: str, data: tuple[str, ...], end: int) -> _Header:
-    if not sizes or min(sizes) < 1:
+    if not 0 < len(sizes) <= _MOST_AXES or min(sizes) < 1:
         raise ScanError(f"{path}: the header says {' x '.join(str(n) for n in sizes)} voxels")
     if kind.lower() not in _SIZE:
         raise ScanError(f"{path}: the type of its numbers is not known; save it as short, float or the like")
