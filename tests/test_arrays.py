@@ -54,3 +54,10 @@ def test_slabs_partition_an_array_across_its_slowest_axis(shape, size, order):
             assert part.size <= max(size, int(np.prod(whole_planes)))
             assert np.shares_memory(part.ravel(order="K"), array)  # in one piece of memory
     assert (array == 1).all()
+
+
+def test_more_than_the_memory_is_refused_before_it_is_promised():
+    with pytest.raises(MemoryError, match=r"1000.0 GB are needed at once, [\d.]+ GB are free"):
+        Arrays()((1000, 1000, 1000, 1000), np.uint8)
+    with pytest.raises(MemoryError):
+        Arrays()((1 << 40, 1 << 40), np.uint8)  # beyond 64 bits

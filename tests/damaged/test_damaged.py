@@ -78,3 +78,20 @@ def test_a_header_of_huge_axes_allocates_nothing(tmp_path):
         path.write_bytes(data[:16] + np.array([3, *axes, 1, 1, 1, 1], "<i8").tobytes() + data[80:])
         with pytest.raises(ScanError, match=r"x\.nii: is cut short: \d+ bytes where the header needs"):
             open_scan([path])
+
+
+def test_a_scan_beyond_the_memory_is_refused(tmp_path):
+    """Its file is as long as its header says, and mostly a hole."""
+    path = tmp_path / "x.nii"
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape((8000, 8000, 8000))
+    header.set_slope_inter(2, 0)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    header.set_sform(AFFINES["lps"], 1)
+    header.set_zooms((0.9, 0.8, 2.5))
+    with path.open("wb") as file:
+        file.write(header.binaryblock)
+        file.truncate(352 + 2 * 8000**3)
+    with pytest.raises(ScanError, match=r"x\.nii: 8000 x 8000 x 8000 x 1 numbers do not fit into memory"):
+        open_scan([path]).read()

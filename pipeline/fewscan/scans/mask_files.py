@@ -90,7 +90,7 @@ def read_parts(path: Path) -> Iterator[Part]:
     """The segments of a mask file, voxels and names as it has them. Raises ScanError where it cannot be read."""
     try:
         yield from _parts(path)
-    except (FewscanError, MemoryError):
+    except FewscanError:
         raise
     except Exception as problem:  # what a damaged file makes libraries raise; their text may quote it
         raise ScanError(f"{path}: cannot be read, the file may be damaged ({type(problem).__name__})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.arrays import IN_MEMORY_ONLY, Arrays
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays, check_memory
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.scans.nrrd_header import check_header
@@ -44,6 +45,7 @@ def read_nrrd(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     """The voxels (channel, i, j, k) of a scan that `open_nrrd` gave; SimpleITK holds the whole in memory."""
     import SimpleITK
 
+    check_memory(2 * math.prod(scan.grid.shape) * len(scan.channels))  # of 16 bits or more, or ITK's copy of 8
     image = itk_image(scan.files[0])
     data: NDArray[Any] = SimpleITK.GetArrayFromImage(image)
     if np.iscomplexobj(data):

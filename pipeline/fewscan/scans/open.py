@@ -87,7 +87,7 @@ def open_file(path: Path, name: str, channels: Sequence[str] | None = None, labe
     try:
         with quietly():
             return _open_by_format(path, name, channels, label)
-    except (FewscanError, MemoryError):
+    except FewscanError:
         raise
     except Exception as problem:  # what a damaged file makes libraries raise; their text may quote it
         raise ScanError(f"{path}: cannot be read, the file may be damaged ({type(problem).__name__})") from None

@@ -46,8 +46,11 @@ class Scan:
         try:
             with quietly():
                 data = self.reader(self, empty)
-        except (FewscanError, OSError, MemoryError):
+        except (FewscanError, OSError):
             raise
+        except MemoryError as problem:
+            size = " x ".join(str(n) for n in (*self.grid.shape, len(self.channels)))
+            raise ScanError(f"{where}: {size} numbers do not fit into memory ({problem})") from None
         except Exception as problem:  # what a damaged file makes libraries raise; their text may quote it
             raise ScanError(f"{where}: cannot be read, the file may be damaged ({type(problem).__name__})") from None
         wrong = 0
