@@ -17,6 +17,8 @@ from fewscan.grid import Grid
 from fewscan.scans.scan import Scan
 from fewscan.scans.sizes import check_holds
 
+_DEFLATED = (8, 32946)
+"""TIFF's numbers of zlib compression."""
 RGB = ("red", "green", "blue")
 UNITS_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3,
             "\\u00B5m": 1e-3, "nm": 1e-6, "Å": 1e-7, "pm": 1e-9, "inch": 25.4}  # fmt: skip
@@ -81,8 +83,9 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
         _check_tiff_axes(path, series.axes, sizes)
         if series.dtype is None or series.dtype.kind not in "iufb":
             raise ScanError(f"{path}: holds {series.dtype} numbers; save real ones")
-        if series.keyframe.compression == 1:
-            check_holds(path, int(series.nbytes), path.stat().st_size)
+        if series.keyframe.compression in (1, *_DEFLATED):
+            deflated = series.keyframe.compression in _DEFLATED
+            check_holds(path, int(series.nbytes), path.stat().st_size, deflated)
         if series.keyframe.photometric == 3 and not label:
             raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
         notes = ["white is zero in this file (MINISWHITE); taken as stored"] if series.keyframe.photometric == 0 else []
