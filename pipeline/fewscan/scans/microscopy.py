@@ -214,10 +214,35 @@ def _deep_pixels(path: Path) -> NDArray[Any]:
 def _tiff(path: Path) -> Any:
     import tifffile
 
+    _check_directories(path)
     try:
         return tifffile.TiffFile(path)
     except (tifffile.TiffFileError, OSError, ValueError) as problem:
         raise ScanError(f"{path}: is no TIFF ({_line(problem)})") from None
+
+
+def _check_directories(path: Path) -> None:
+    """Refuse a TIFF whose chain of pages leaves the file or comes back to itself: tifffile follows it for minutes."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(head[:2])
+        if order is None or len(head) < 16:
+            return  # tifffile says what is wrong
+        big = struct.unpack(f"{order}H", head[2:4])[0] == 43
+        count, link, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
+        (at,) = struct.unpack_from(f"{order}{link}", head, 8 if big else 4)
+        seen: set[int] = set()
+        while at:
+            file.seek(at)
+            number = file.read(struct.calcsize(count))
+            if at in seen or len(number) < struct.calcsize(count):
+                raise ScanError(f"{path}: its chain of pages is broken behind page {len(seen)}; save it again")
+            seen.add(at)
+            file.seek(at + len(number) + entry * struct.unpack(f"{order}{count}", number)[0])
+            following = file.read(struct.calcsize(link))
+            if len(following) < struct.calcsize(link):
+                raise ScanError(f"{path}: its chain of pages is broken behind page {len(seen)}; save it again")
+            (at,) = struct.unpack(f"{order}{link}", following)
 
 
 def _check_tiff_axes(path: Path, axes: str, sizes: dict[str, int]) -> None:
