@@ -63,3 +63,10 @@ def test_values_are_counted_as_numpy_counts_them(monkeypatch, dtype):
     values[0, 0, 0] = 77
     np.testing.assert_array_equal(arrays.count_values(values[::-1]), np.bincount(values.ravel()))
     np.testing.assert_array_equal(arrays.count_values(values, 300), np.bincount(values.ravel(), minlength=300))
+
+
+def test_more_than_the_memory_is_refused_before_it_is_promised():
+    with pytest.raises(MemoryError, match=r"1000.0 GB are needed at once, [\d.]+ GB are free"):
+        Arrays()((1000, 1000, 1000, 1000), np.uint8)
+    with pytest.raises(MemoryError):
+        Arrays()((1 << 40, 1 << 40), np.uint8)  # beyond 64 bits

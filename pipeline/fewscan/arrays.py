@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import shutil
@@ -37,10 +38,11 @@ class Arrays:
     def __call__(self, shape: Sequence[int], dtype: DTypeLike, order: str = "C") -> NDArray[Any]:
         """An array of any content; `order` is "C" (the last axis is contiguous) or "F" (the first).
 
-        Raises FewscanError where the disk has no room for its file.
+        Raises FewscanError where the disk has no room for its file, MemoryError where the memory has none.
         """
-        size = int(np.prod(tuple(shape), dtype=np.int64)) * np.dtype(dtype).itemsize
+        size = math.prod(int(n) for n in shape) * np.dtype(dtype).itemsize
         if self.holds(size) or self.folder is None:
+            check_memory(size)
             return np.empty(tuple(shape), dtype, order="F" if order == "F" else "C")
         free = shutil.disk_usage(self.folder).free
         if size > free:
@@ -65,6 +67,17 @@ class Arrays:
 
 
 IN_MEMORY_ONLY = Arrays()
+
+
+def check_memory(size: int) -> None:
+    """Raise MemoryError where that many bytes are not free: systems promise more than they have, and then kill."""
+    if size <= IN_MEMORY:
+        return
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if size > free:
+        raise MemoryError(f"{size / 1e9:.1f} GB are needed at once, {free / 1e9:.1f} GB are free")
 
 
 def release(array: Any) -> None:

@@ -70,6 +70,14 @@ def test_dcmqi_puts_every_voxel_where_the_scan_has_it(tmp_path, name):
     assert_same_places(places, expected(mask(), scan.grid, TABLE))
 
 
+@pytest.mark.parametrize("stated", [1.0, -2.5])
+def test_dcmqi_is_not_misled_by_the_source_about_the_distance_of_slices(tmp_path, stated):
+    scan = dicom_scan(tmp_path / "series", GRIDS["oblique"], SpacingBetweenSlices=stated)
+    (path,) = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", "dicom-seg")
+    places, _ = by_dcmqi(path, tmp_path / "dcmqi")
+    assert_same_places(places, expected(mask(), scan.grid, TABLE))
+
+
 def test_dcmqi_reads_names_codes_and_colours(tmp_path):
     scan = dicom_scan(tmp_path / "series", GRIDS["oblique"])
     (path,) = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", "dicom-seg", {"bundle": "kidneys", "version": "2"})

@@ -1,6 +1,7 @@
 """A DICOM-SEG gives the mask back by position and by reference, and belongs to the patient it came from."""
 
 import warnings
+from copy import deepcopy
 
 import highdicom
 import numpy as np
@@ -211,9 +212,148 @@ def one_voxel(seg):
     seg.PixelData = bytes([seg.PixelData[0] ^ 1]) + seg.PixelData[1:]
 
 
+def flipped(axis):
+    """The pixels of every frame mirrored, left to right or top to bottom."""
+
+    def spoil(seg):
+        frames = np.flip(seg.pixel_array, axis)
+        seg.PixelData = np.packbits(frames.ravel(), bitorder="little").tobytes()
+        seg.PixelData += b"\0" * (len(seg.PixelData) % 2)
+
+    spoil.__name__ = f"flipped_{axis}"
+    return spoil
+
+
+def shifted(what, steps=1):
+    """Positions, references or both of every frame, one slice on; beyond the last slice the first follows."""
+
+    def spoil(seg):
+        planes = {}
+        for group in seg.PerFrameFunctionalGroupsSequence:
+            image = group.DerivationImageSequence[0].SourceImageSequence[0]
+            planes[image.ReferencedSOPInstanceUID] = group
+        order = sorted(planes.values(), key=lambda group: float(group.PlanePositionSequence[0].ImagePositionPatient[2]))
+        following = {
+            group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID:
+                deepcopy(order[(number + steps) % len(order)])
+            for number, group in enumerate(order)
+        }  # fmt: skip
+        for group in seg.PerFrameFunctionalGroupsSequence:
+            next_ = following[group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID]
+            for name in what:
+                setattr(group, name, getattr(next_, name))
+
+    spoil.__name__ = f"shifted_{len(what)}_{what[0]}"
+    return spoil
+
+
+def moved_beyond_by_a_slice(seg):
+    """Positions shifted by the whole distance of two slices: each again on a plane, the last beyond the scan."""
+    distance = float(seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices)
+    orientation = seg.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+    normal = np.cross(*np.array(orientation, dtype=float).reshape(2, 3))
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        position = group.PlanePositionSequence[0]
+        moved = np.array(position.ImagePositionPatient, dtype=float) + distance * normal
+        position.ImagePositionPatient = [round(float(x), 6) for x in moved]
+
+
+def another_reference_too(seg):
+    """A second source image, of another slice: a reader that takes the last one is misled."""
+    groups = seg.PerFrameFunctionalGroupsSequence
+    last = deepcopy(groups[-1].DerivationImageSequence[0].SourceImageSequence[0])
+    groups[0].DerivationImageSequence[0].SourceImageSequence.append(last)
+
+
+def another_derivation_too(seg):
+    groups = seg.PerFrameFunctionalGroupsSequence
+    groups[0].DerivationImageSequence.append(deepcopy(groups[-1].DerivationImageSequence[0]))
+
+
+def no_reference(seg):
+    del seg.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence
+
+
+def other_class_of_source(seg):
+    source = seg.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence[0]
+    source.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def other_series(seg):
+    seg.ReferencedSeriesSequence[0].SeriesInstanceUID = generate_uid()
+
+
+def one_image_fewer(seg):
+    del seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence[-1]
+
+
+def series_of_the_source(seg):
+    seg.SeriesInstanceUID = seg.ReferencedSeriesSequence[0].SeriesInstanceUID
+
+
+def other_instance(seg):
+    seg.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+
+
+def swapped_numbers(seg):
+    first, *_, last = seg.SegmentSequence
+    first.SegmentNumber, last.SegmentNumber = last.SegmentNumber, first.SegmentNumber
+
+
+def other_code(seg):
+    seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue = "78961009"
+
+
+def other_side(seg):
+    kind = seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0]
+    kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeValue = "24028007"
+
+
+def other_colour(seg):
+    colour = seg.SegmentSequence[0].RecommendedDisplayCIELabValue
+    seg.SegmentSequence[0].RecommendedDisplayCIELabValue = [colour[0], colour[2], colour[1]]
+
+
+def distance_of_slices(seg):
+    """dcmqi counts planes with it: 3D Slicer would show the mask at other places."""
+    seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 1
+
+
+def a_frame_twice(seg):
+    """One more frame: the last one, as another segment; who draws segments one by one draws both."""
+    groups = seg.PerFrameFunctionalGroupsSequence
+    frames = seg.pixel_array
+    groups.insert(0, deepcopy(groups[-1]))
+    groups[0].SegmentIdentificationSequence[0].ReferencedSegmentNumber = 1
+    seg.NumberOfFrames = len(groups)
+    seg.PixelData = np.packbits(np.concatenate([frames[-1:], frames]).ravel(), bitorder="little").tobytes()
+    seg.PixelData += b"\0" * (len(seg.PixelData) % 2)
+
+
+def a_frame_fewer(seg):
+    del seg.PerFrameFunctionalGroupsSequence[-1]
+
+
+def probabilities(seg):
+    seg.SegmentationType, seg.MaximumFractionalValue = "FRACTIONAL", 1
+
+
+def other_birth_date(seg):
+    seg.PatientBirthDate = "19700201"
+
+
+def other_accession(seg):
+    seg.AccessionNumber = "ID-4712"
+
+
 WRONG = (
     mirrored_positions, mirrored_references, between_planes, swapped_spacing, turned, other_frame_of_reference,
-    other_patient, other_study, other_source, other_segment, other_label, one_voxel,
+    other_patient, other_study, other_source, other_segment, other_label, one_voxel, flipped(1), flipped(2),
+    shifted(["PlanePositionSequence"]), shifted(["DerivationImageSequence"]),
+    shifted(["DerivationImageSequence", "PlanePositionSequence"]), moved_beyond_by_a_slice, another_reference_too,
+    another_derivation_too, no_reference, other_class_of_source, other_series, one_image_fewer, series_of_the_source,
+    other_instance, swapped_numbers, other_code, other_side, other_colour, distance_of_slices, a_frame_twice,
+    a_frame_fewer, probabilities, other_birth_date, other_accession,
 )  # fmt: skip
 
 
@@ -228,6 +368,15 @@ def test_a_wrong_seg_is_caught(tmp_path, spoil):
         check(path, mask(), scan, TABLE)
     for secret in ("Doe", "4711", "4712", "1970"):
         assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize("stated", [1.0, -2.5, 0.0])
+def test_the_distance_of_slices_is_that_of_the_positions(tmp_path, stated):
+    """Some scanners state the gap between slices alone, or a negative distance."""
+    scan, path = written(tmp_path, SpacingBetweenSlices=stated)
+    measures = pydicom.dcmread(path).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert float(measures.SpacingBetweenSlices) == pytest.approx(2.5, abs=1e-6)
+    np.testing.assert_array_equal(by_highdicom(path, scan, TABLE), mask())
 
 
 def test_hippocampus_crop_as_dicom(tmp_path):

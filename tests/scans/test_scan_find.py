@@ -1,5 +1,6 @@
 """Which files of a folder are scans, what they are called, and why the others are none."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -162,6 +163,16 @@ def test_float_and_integer_channels_are_read_together(tmp_path):
 def test_scans_cross_process_borders(tmp_path):
     scan = open_scan([save(tmp_path / "x.nii")])
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(scan)).read(), scan.read())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_pipe_is_left_out(tmp_path):
+    """To open one waits until somebody writes into it."""
+    os.mkfifo(tmp_path / "x.nii")
+    found = find_scans(tmp_path)
+    assert found.scans == [] and [(item.path.name, item.reason) for item in found.skipped] == [
+        ("x.nii", "a pipe, a socket or a device")
+    ]
 
 
 def test_importing_scans_stays_light():

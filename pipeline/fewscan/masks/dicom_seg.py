@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from fewscan import __version__
 from fewscan.errors import FormatError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.labels import Label, LabelTable
+from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
 from fewscan.terminology import Code
 
@@ -30,18 +29,14 @@ _TYPE_2 = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-_IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "FrameOfReferenceUID")
+_IDENTITY = ("StudyInstanceUID", "FrameOfReferenceUID", *_TYPE_2)
+_KIND = {
+    "SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "Modality": "SEG", "SegmentationType": "BINARY",
+    "BitsAllocated": "1", "SamplesPerPixel": "1",
+}  # fmt: skip
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the warnings of pydicom and highdicom, since they quote patients' names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@_quietly()
+@quietly()
 def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, provenance: Mapping[str, str]) -> None:
     """Write `values` (i, j, k) as one BINARY DICOM-SEG; frames without label are left out.
 
@@ -101,12 +96,13 @@ def _unusable(source: Any) -> list[str]:
     return wrong
 
 
-@_quietly()
+@quietly()
 def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> None:
     """Read back and compare voxel for voxel, twice; raises FormatError on any difference.
 
     3D Slicer (dcmqi) places frames by their position, OHIF by their reference to a source image: both have to give
-    `values` on the scan's grid. Patient, study and frame of reference have to be the source's.
+    `values` on the scan's grid. Patient, study, frame of reference and the images referred to have to be the source's,
+    and the segments those of the table, in number, name, code and colour.
     """
     import pydicom
 
@@ -117,13 +113,49 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> No
             raise FormatError(f"{path.name}: {name} is not that of the source series")
     if seg.get("FrameOfReferenceUID") != scan.grid.frame_of_reference:
         raise FormatError(f"{path.name}: FrameOfReferenceUID is not that of the scan")
-    if [item.SegmentLabel for item in seg.SegmentSequence] != [_text(label.name) for label in table]:
+    for name, expected in _KIND.items():
+        if str(seg.get(name)) != expected:
+            raise FormatError(f"{path.name}: {name} is not {expected}")
+    _check_references(seg, path.name, sources)
+    algorithm = _algorithm({})
+    wanted = [_described(_segment(number, label, algorithm)) for number, label in enumerate(table, start=1)]
+    if [_described(item) for item in seg.SegmentSequence] != wanted:
         raise FormatError(f"{path.name}: the segments are not the labels of the table")
     by_position, by_reference = _rebuild(seg, path.name, scan, sources, table)
     for way, found in (("position", by_position), ("source image", by_reference)):
         wrong = int(np.count_nonzero(found != values))
         if wrong:
             raise FormatError(f"{path.name}: placed by their {way}, its frames give {wrong} wrong voxels")
+
+
+def _check_references(seg: Any, where: str, sources: list[Any]) -> None:
+    """Raise FormatError unless the file names the source's series with all its images, and is none of them itself."""
+    series = seg.get("ReferencedSeriesSequence") or ()
+    named = [
+        (str(one.SeriesInstanceUID), str(image.ReferencedSOPClassUID), str(image.ReferencedSOPInstanceUID))
+        for one in series
+        for image in one.ReferencedInstanceSequence
+    ]
+    wanted = [(str(s.get("SeriesInstanceUID")), str(s.SOPClassUID), str(s.SOPInstanceUID)) for s in sources]
+    if len(series) != 1 or sorted(named) != sorted(wanted):
+        raise FormatError(f"{where}: the images of its ReferencedSeriesSequence are not those of the source series")
+    if seg.SOPInstanceUID in {s.SOPInstanceUID for s in sources} or seg.SeriesInstanceUID == wanted[0][0]:
+        raise FormatError(f"{where}: has a UID of the source series")
+    if seg.file_meta.MediaStorageSOPInstanceUID != seg.SOPInstanceUID:
+        raise FormatError(f"{where}: is another SOP instance by its file meta information than by its header")
+
+
+def _described(segment: Any) -> tuple[Any, ...]:
+    """What a segment says of itself: number, name, category, type and modifier, colour."""
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    codes = (
+        segment.SegmentedPropertyCategoryCodeSequence,
+        segment.SegmentedPropertyTypeCodeSequence,
+        kind.get("SegmentedPropertyTypeModifierCodeSequence") or (),
+    )
+    coded = tuple((str(item.CodingSchemeDesignator), str(item.CodeValue)) for code in codes for item in code)
+    colour = tuple(segment.RecommendedDisplayCIELabValue)
+    return int(segment.SegmentNumber), str(segment.SegmentLabel), coded, colour
 
 
 def _rebuild(
@@ -135,15 +167,36 @@ def _rebuild(
     by_position, by_reference = np.zeros((2, *scan.grid.shape), dtype=np.uint16)
     planes = _planes_of_sources(scan, sources)
     shared = seg.SharedFunctionalGroupsSequence[0]
-    for frame, bits in zip(seg.PerFrameFunctionalGroupsSequence, _frames(seg), strict=True):
+    frames = seg.PerFrameFunctionalGroupsSequence
+    size = -(-int(seg.NumberOfFrames) * seg.Rows * seg.Columns // 8)
+    if len(frames) != int(seg.NumberOfFrames) or not size <= len(seg.PixelData) <= size + 1:
+        raise FormatError(
+            f"{where}: {seg.NumberOfFrames} frames, {len(frames)} positions and {len(seg.PixelData)} bytes disagree"
+        )
+    for frame, bits in zip(frames, _frames(seg), strict=True):
         number = int(_group(frame, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-        image = _group(frame, shared, "DerivationImageSequence").SourceImageSequence[0]
-        source = (str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1))
-        if source not in planes:
-            raise FormatError(f"{where}: a frame refers to an image that is not of the scan")
-        for classes, k in ((by_position, _plane_at(frame, shared, where, scan.grid)), (by_reference, planes[source])):
-            classes[:, :, k][bits.T > 0] = number
+        inside = bits.T > 0
+        source = _plane_of(frame, shared, where, planes, sources[0])
+        for classes, k in ((by_position, _plane_at(frame, shared, where, scan.grid)), (by_reference, source)):
+            plane = classes[:, :, k]
+            if plane[inside].any():
+                raise FormatError(f"{where}: two frames mark the same voxels of plane {k}")
+            plane[inside] = number
     return table.to_values(by_position), table.to_values(by_reference)
+
+
+def _plane_of(frame: Any, shared: Any, where: str, planes: dict[tuple[str, int], int], source: Any) -> int:
+    """The index k of the plane whose image a frame refers to; FormatError where that is none, or several."""
+    found = set()
+    for derivation in frame.get("DerivationImageSequence") or shared.get("DerivationImageSequence") or ():
+        for image in derivation.SourceImageSequence:
+            named = (str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1))
+            if named not in planes or image.ReferencedSOPClassUID != source.SOPClassUID:
+                raise FormatError(f"{where}: a frame refers to an image that is not of the scan")
+            found.add(planes[named])
+    if len(found) != 1:
+        raise FormatError(f"{where}: a frame refers to images of {len(found)} planes, where it has to be one")
+    return found.pop()
 
 
 def _frames(seg: Any) -> Iterator[NDArray[np.uint8]]:
@@ -164,7 +217,13 @@ def _plane_at(frame: Any, shared: Any, where: str, grid: Grid) -> int:
     along_row, along_column = _numbers(
         _group(frame, shared, "PlaneOrientationSequence").ImageOrientationPatient
     ).reshape(2, 3)
-    between_rows, between_columns = _numbers(_group(frame, shared, "PixelMeasuresSequence").PixelSpacing)
+    measures = _group(frame, shared, "PixelMeasuresSequence")
+    between_rows, between_columns = _numbers(measures.PixelSpacing)
+    distance = _distance_mm(grid)
+    if grid.shape[2] > 1 and not abs(float(measures.SpacingBetweenSlices) - distance) <= 1e-3 * distance:
+        raise FormatError(  # dcmqi, and so 3D Slicer, counts planes with it
+            f"{where}: SpacingBetweenSlices is {measures.SpacingBetweenSlices} mm, but planes lie {distance:.6g} apart"
+        )
     last_i, last_j = grid.shape[0] - 1, grid.shape[1] - 1
     corners_lps = np.array(
         [corner, corner + along_row * between_columns * last_i, corner + along_column * between_rows * last_j]
@@ -194,11 +253,13 @@ def _sources(scan: Scan) -> list[Any]:
 
     What highdicom insists on and a tolerant reader does not is made good in memory: attributes that may be empty
     but are missing, one orientation for all slices, a slice thickness (the distance between the planes, where none
-    is stated), and groups that an enhanced file repeats for each frame.
+    is stated), and groups that an enhanced file repeats for each frame. SpacingBetweenSlices, by which dcmqi counts
+    planes, is the distance of the positions: scanners state the gap alone, or a negative number.
     """
     import pydicom
 
     headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in dict.fromkeys(scan.files)]
+    distance = f"{_distance_mm(scan.grid):.10g}"
     for header in headers:
         for name in _TYPE_2:
             if name not in header:
@@ -209,10 +270,14 @@ def _sources(scan: Scan) -> list[Any]:
             for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
                 if name not in shared:
                     setattr(shared, name, getattr(ours, name))
+            measures = shared.PixelMeasuresSequence[0]
         else:
             header.ImageOrientationPatient = headers[0].ImageOrientationPatient
-            if not header.get("SliceThickness"):
-                header.SliceThickness = f"{_distance_mm(scan.grid):.10g}"
+            measures = header
+        if not measures.get("SliceThickness"):
+            measures.SliceThickness = distance
+        if scan.grid.shape[2] > 1:
+            measures.SpacingBetweenSlices = distance
     return headers
 
 

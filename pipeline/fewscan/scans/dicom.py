@@ -23,6 +23,7 @@ from fewscan.scans.dicom_planes import (
     read_planes,
 )
 from fewscan.scans.dicom_stacks import SAME_MM, point, volumes
+from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan, Skipped
 
 STEEPEST = 45.0
@@ -31,6 +32,7 @@ STEEPEST = 45.0
 __all__ = ["find_series", "is_dicom", "lacks_preamble", "open_series", "read_series"]
 
 
+@quietly()
 def find_series(files: Iterable[Path], root: Path) -> tuple[list[Scan], list[Skipped]]:
     """The scans among DICOM files, by series, and what is none; names are paths of folders below `root`.
 
@@ -71,6 +73,7 @@ def find_series(files: Iterable[Path], root: Path) -> tuple[list[Scan], list[Ski
     return _named(found, root), skipped
 
 
+@quietly()
 def open_series(files: Sequence[Path], name: str, frames: Sequence[int] = ()) -> Scan:
     """The one scan in these DICOM files; every file has to belong to it.
 
@@ -294,7 +297,10 @@ def _scan(ordered: list[Plane], notes: tuple[str, ...]) -> Scan:
     lps[:3, 1] = first.orientation[3:] * first.spacing[0]
     lps[:3, 2] = step
     lps[:3, 3] = first.position
-    grid = Grid((*first.shape, depth), LPS_FROM_RAS @ lps, first.frame_of_reference)
+    try:
+        grid = Grid((*first.shape, depth), LPS_FROM_RAS @ lps, first.frame_of_reference)
+    except ValueError as problem:  # positions or spacings beyond what numbers hold
+        raise GeometryError(str(problem)) from None
     if not grid.is_orthogonal:
         tilt = np.degrees(np.arccos(step @ first.normal / np.linalg.norm(step)))
         if tilt > STEEPEST:

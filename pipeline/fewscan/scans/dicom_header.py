@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.errors import ScanError
+from fewscan.scans.sizes import check_holds
 
 KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PlanarConfiguration",
@@ -32,6 +34,12 @@ _ENOUGH = 1 << 16
 """Bytes that hold the headers of most files."""
 _START = b"DICM\x02\x00\x00\x00UL\x04\x00"
 """At byte 128: the mark, and the head of the first element, which has to be the length of the meta information."""
+RLE = "1.2.840.10008.1.2.5"
+"""The transfer syntax of run-length encoded pixels."""
+_RLE_MOST = 64
+"""Bytes that a byte of those gives at most: 128 from a run of two."""
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_INFLATED_MOST = 1 << 28
 _PIXEL_DATA, _PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 
@@ -78,7 +86,7 @@ def open_dicom(path: Path) -> Iterator[tuple[BufferedReader, Header]]:
     try:
         file = path.open("rb")
     except OSError as problem:
-        raise ScanError(f"{path}: cannot be read ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: cannot be read ({type(problem).__name__})") from None
     with file:
         yield file, _header(path, file)
 
@@ -87,25 +95,48 @@ def _header(path: Path, file: BufferedReader) -> Header:
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = _simple_header(file) or _any_header(file)
+        header = _simple_header(file)
+        if header is None:
+            check_deflated(path)
+            header = _any_header(file)
         _check_length(path, file, header)
         return header
     except ScanError:
         raise
-    except InvalidDicomError as problem:
-        raise ScanError(f"{path}: is no DICOM file (DICM is missing at byte 128)") from problem
+    except InvalidDicomError:
+        raise ScanError(f"{path}: is no DICOM file (DICM is missing at byte 128)") from None
     except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: the DICOM file is cut short or damaged ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: the DICOM file is cut short or damaged ({type(problem).__name__})") from None
 
 
 def _check_length(path: Path, file: BufferedReader, header: Header) -> None:
     """Refuse a file whose uncompressed pixels end before they should."""
-    if not header.is_plain or "Rows" not in header:
+    if "Rows" not in header or (not header.is_plain and header.syntax != RLE):
         return
     needed = header.frame_bytes * header.frames
+    if header.syntax == RLE:
+        check_holds(path, needed, _RLE_MOST * os.fstat(file.fileno()).st_size)
+        return
     rest = 0 if header.pixels_at is None else os.fstat(file.fileno()).st_size - header.pixels_at
     if rest < needed:
         raise ScanError(f"{path}: is cut short: {max(0, rest)} bytes where its pixels need {needed}; copy it again")
+
+
+def check_deflated(path: Path) -> None:
+    """Refuse a deflated file that inflates to more than images in such files do: pydicom inflates it whole."""
+    with path.open("rb") as file:
+        start = file.read(_ENOUGH)
+        at = 144 + int.from_bytes(start[140:144], "little")
+        if start[128 : 128 + len(_START)] != _START or _DEFLATED not in start[144:at]:
+            return
+        file.seek(at)
+        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while chunk := inflater.unconsumed_tail or file.read(1 << 20):
+            size += len(inflater.decompress(chunk, 1 << 22))
+            if size > _INFLATED_MOST:
+                raise ScanError(
+                    f"{path}: a deflated file that inflates to more than {_INFLATED_MOST} bytes; save it uncompressed"
+                )
 
 
 def _any_header(file: BufferedReader) -> Header:

@@ -15,6 +15,7 @@ from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release
 from fewscan.errors import ScanError
 from fewscan.scans.dicom_header import KEYWORDS, Header, open_dicom
 from fewscan.scans.dicom_planes import first_value, sources_of_frame
+from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
 
 _MEANING = ("PixelRepresentation", "BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit")
@@ -77,20 +78,29 @@ def _planes(
     except (ScanError, OSError, MemoryError):
         raise
     except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from None
 
 
+@quietly()
 def pixel_digest(path: Path) -> bytes:
-    """A hash of the file's decoded pixels and of what makes real values of them."""
+    """A hash of the file's decoded pixels and of what makes real values of them.
+
+    Raises ScanError where they cannot be decoded.
+    """
     digest = hashlib.sha256()
-    with open_dicom(path) as (file, header):
-        meaning = [str(header.get(keyword)) for keyword in _MEANING]
-        digest.update("|".join(meaning).encode())
-        frames = range(1, header.frames + 1)
-        for frame, stored in zip(frames, _stored(path, file, header, frames), strict=True):
-            number = frame if "PerFrameFunctionalGroupsSequence" in header else 0
-            digest.update(repr(_rescale(path, header, number)).encode())
-            digest.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("=")).data)
+    try:
+        with open_dicom(path) as (file, header):
+            meaning = [str(header.get(keyword)) for keyword in _MEANING]
+            digest.update("|".join(meaning).encode())
+            frames = range(1, header.frames + 1)
+            for frame, stored in zip(frames, _stored(path, file, header, frames), strict=True):
+                number = frame if "PerFrameFunctionalGroupsSequence" in header else 0
+                digest.update(repr(_rescale(path, header, number)).encode())
+                digest.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("=")).data)
+    except ScanError:
+        raise
+    except Exception as problem:  # pydicom raises types of many kinds
+        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from None
     return digest.digest()
 
 
@@ -127,11 +137,13 @@ def _decoded(path: Path, header: Header, frames: Sequence[int]) -> Iterator[NDAr
         dataset = pydicom.dcmread(path, specific_tags=[*KEYWORDS, "PixelData"])
         for number in frames:
             yield pixel_array(dataset, raw=True, index=max(number, 1) - 1)
-    except Exception as problem:  # each plugin raises types of its own
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as problem:  # each plugin raises types of its own, and one in Rust what is no Exception
         raise ScanError(
             f"{path}: {header.syntax.name} pixels cannot be decoded ({type(problem).__name__}); "
             f"the file may be damaged, or try: python -m pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-        ) from problem
+        ) from None
 
 
 def _rescale(path: Path, header: Header, frame: int) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from fewscan.errors import GeometryError, ScanError
 from fewscan.scans.dicom_header import Header, open_dicom
+from fewscan.scans.quiet import quietly
 
 SPLIT_BY = (
     "AcquisitionNumber", "TemporalPositionIdentifier", "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "StackID",
@@ -95,20 +95,20 @@ def lacks_preamble(path: Path) -> bool:
         return False
 
 
+@quietly()
 def identity(path: Path) -> tuple[str, str]:
     """SeriesInstanceUID and SOPInstanceUID of a file that cannot be used, as far as they can be read; "" else."""
     import pydicom
 
     wanted = ["SeriesInstanceUID", "SOPInstanceUID"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they may quote a name
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
-            return str(header.get("SeriesInstanceUID") or ""), str(header.get("SOPInstanceUID") or "")
-        except Exception:  # pydicom raises types of many kinds
-            return "", ""
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
+        return str(header.get("SeriesInstanceUID") or ""), str(header.get("SOPInstanceUID") or "")
+    except Exception:  # pydicom raises types of many kinds
+        return "", ""
 
 
+@quietly()
 def read_planes(path: Path) -> list[Plane]:
     """The planes of one file. Raises NotAnImage or ScanError with the reason."""
     with open_dicom(path) as (_, header):
@@ -129,7 +129,7 @@ def read_planes(path: Path) -> list[Plane]:
     except ScanError:
         raise
     except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from problem
+        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from None
 
 
 def _check_image(path: Path, header: Header) -> None:
@@ -137,28 +137,38 @@ def _check_image(path: Path, header: Header) -> None:
 
     no_image = any(header.sop_class == prefix or header.sop_class.startswith(prefix + ".") for prefix in _NO_IMAGE)
     if no_image or "Rows" not in header or "Columns" not in header:
-        kind, said = (getattr(uid, "name", "") or "an unnamed object" for uid in (header.sop_class, header.media_class))
+        kind, said = (name_of(uid) or "an unnamed object" for uid in (header.sop_class, header.media_class))
         if not no_image and said.endswith("Image Storage"):
             raise ScanError(f"{path}: is {said} without Rows and Columns: cut short or damaged; copy it again")
         raise NotAnImage(f"DICOM, but not an image: {kind}")
+    if min(int(header.get("Rows") or 0), int(header.get("Columns") or 0)) < 1:
+        raise ScanError(f"{path}: has {header.get('Columns')} x {header.get('Rows')} pixels")
     syntax = header.syntax
     if syntax is None:
         raise ScanError(f"{path}: the header names no transfer syntax")
     if syntax.is_compressed:
         try:
             available = get_decoder(syntax).is_available
-        except NotImplementedError as problem:
-            raise ScanError(f"{path}: {syntax.name} pixels cannot be decoded; save them uncompressed") from problem
+        except NotImplementedError:
+            raise ScanError(f"{path}: {name_of(syntax)} pixels cannot be decoded; save them uncompressed") from None
         if not available:
             raise ScanError(_no_plugin(path, syntax.name))
     colour = header.get("PhotometricInterpretation")
     if int(header.get("SamplesPerPixel") or 1) != 1 or colour == "PALETTE COLOR":
         placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
-        raise (ScanError if placed else ColourPicture)(f"{path}: is a colour image ({colour}), not a scan")
+        raise (ScanError if placed else ColourPicture)(f"{path}: is a colour image, not a scan")
     if "MOSAIC" in (header.get("ImageType") or ()):
         raise ScanError(f"{path}: a mosaic of slices, whose header gives no position of each; convert it (dcm2niix)")
     if "ModalityLUTSequence" in header:
         raise ScanError(f"{path}: has a modality look-up table instead of slope and intercept, which is not read")
+
+
+def name_of(uid: Any) -> str:
+    """The name that DICOM gives to a UID; "" for others, which may hold anything."""
+    from pydicom.uid import UID
+
+    name = str(UID(str(uid)).name)
+    return "" if name == str(uid) else name
 
 
 def _no_plugin(path: Path, syntax: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
+from fewscan.scans.dicom_header import check_deflated
+from fewscan.scans.quiet import quietly
 from fewscan.scans.segments import Part, Segment
 
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -25,24 +26,28 @@ class NotASegmentation(ScanError):
 def read_dicom_segments(path: Path) -> Iterator[Part]:
     """The frames of a DICOM SEG: binary, one segment each, or label maps. Raises ScanError where it holds no masks."""
     seg = read_seg(path)
-    kind = str(seg.get("SegmentationType"))
-    if kind not in ("BINARY", "LABELMAP"):
-        raise ScanError(f"{path}: its SegmentationType is {kind}; save it as BINARY or LABELMAP")
-    segments = {int(item.SegmentNumber): _segment(item) for item in seg.get("SegmentSequence") or ()}
-    frames = seg.get("PerFrameFunctionalGroupsSequence")
-    if not frames or not segments:
-        raise ScanError(f"{path}: has no segments, or frames without positions")
-    planes = _planes(seg, path)
-    if len(planes) != len(frames):
-        raise ScanError(f"{path}: {len(planes)} frames of pixels, but positions of {len(frames)}")
-    shared = (seg.get("SharedFunctionalGroupsSequence") or [{}])[0]
+    with quietly():  # values are converted where they are asked for
+        kind = str(seg.get("SegmentationType"))
+        if kind not in ("BINARY", "LABELMAP"):
+            known = kind if kind == "FRACTIONAL" else "unknown"
+            raise ScanError(f"{path}: its SegmentationType is {known}; save it as BINARY or LABELMAP")
+        segments = {int(item.SegmentNumber): _segment(item) for item in seg.get("SegmentSequence") or ()}
+        frames = seg.get("PerFrameFunctionalGroupsSequence")
+        if not frames or not segments:
+            raise ScanError(f"{path}: has no segments, or frames without positions")
+        planes = _planes(seg, path)
+        if len(planes) != len(frames):
+            raise ScanError(f"{path}: {len(planes)} frames of pixels, but positions of {len(frames)}")
+        shared = (seg.get("SharedFunctionalGroupsSequence") or [{}])[0]
+        frame_of_reference = seg.get("FrameOfReferenceUID")
     for plane, frame in zip(planes, frames, strict=True):
-        grid = _grid(frame, shared, plane.shape, seg.get("FrameOfReferenceUID"), path)
-        if kind == "BINARY":
-            number = int(_group(frame, shared, "SegmentIdentificationSequence", path).ReferencedSegmentNumber)
-            found = {number: plane > 0}
-        else:
-            found = {int(number): plane == number for number in np.unique(plane) if number}
+        with quietly():
+            grid = _grid(frame, shared, plane.shape, frame_of_reference, path)
+            if kind == "BINARY":
+                number = int(_group(frame, shared, "SegmentIdentificationSequence", path).ReferencedSegmentNumber)
+                found = {number: plane > 0}
+            else:
+                found = {int(number): plane == number for number in np.unique(plane) if number}
         for number, mask in found.items():
             if number not in segments:
                 raise ScanError(f"{path}: a frame is of segment {number}, which the header does not describe")
@@ -53,15 +58,17 @@ def read_seg(path: Path, pixels: bool = True) -> Any:
     """The data set of a DICOM SEG; ScanError where the file is none. Warnings, which may quote names, are silenced."""
     import pydicom
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         try:
+            check_deflated(path)
             seg = pydicom.dcmread(path, stop_before_pixels=not pixels)
             is_seg = str(seg.get("SOPClassUID")) in SEGMENTATIONS
+        except ScanError:
+            raise
         except Exception as problem:  # pydicom raises types of many kinds
-            raise ScanError(f"{path}: cannot be read as DICOM ({type(problem).__name__})") from problem
+            raise ScanError(f"{path}: cannot be read as DICOM ({type(problem).__name__})") from None
     if not is_seg:
-        raise NotASegmentation(f"{path}: is DICOM, but no segmentation (Modality {seg.get('Modality')})")
+        raise NotASegmentation(f"{path}: is DICOM, but no segmentation")
     return seg
 
 
@@ -73,12 +80,13 @@ def referenced_series(path: Path) -> list[str]:
 
 def _planes(seg: Any, path: Path) -> NDArray[Any]:
     """(frame, row, column)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         try:
             planes = np.asarray(seg.pixel_array)
-        except Exception as problem:
-            raise ScanError(f"{path}: its pixels cannot be decoded ({type(problem).__name__})") from problem
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as problem:  # of a decoder in Rust, what is no Exception
+            raise ScanError(f"{path}: its pixels cannot be decoded ({type(problem).__name__})") from None
     return planes if planes.ndim == 3 else planes[None]
 
 
@@ -110,8 +118,8 @@ def _grid(frame: Any, shared: Any, shape: tuple[int, ...], frame_of_reference: s
         lps[:3, 3] = [float(x) for x in position]
         uid = None if frame_of_reference is None else str(frame_of_reference)
         return Grid((shape[1], shape[0], 1), LPS_FROM_RAS @ lps, uid)
-    except (AttributeError, TypeError, ValueError) as problem:
-        raise GeometryError(f"{path}: a frame has no position, orientation or pixel spacing") from problem
+    except (AttributeError, TypeError, ValueError):
+        raise GeometryError(f"{path}: a frame has no position, orientation or pixel spacing") from None
 
 
 def _group(frame: Any, shared: Any, name: str, path: Path) -> Any:

@@ -135,11 +135,19 @@ def _check_contrast(ordered: list[Plane]) -> None:
         counts = Counter(plane.split[keyword] for plane in ordered if keyword in plane.split)
         if len(counts) < 2 or 2 * len(counts) > len(ordered) or _are_equal(counts):
             continue
-        said = ", ".join(f"{value} in {count}" for value, count in counts.most_common(4))
+        said = ", ".join(f"{_number(value)} in {count}" for value, count in counts.most_common(4))
         raise GeometryError(
             f"the {len(ordered)} slices of what looks like one volume have different {keyword}: {said} slice(s); "
             f"move them into folders of their own"
         )
+
+
+def _number(value: str) -> str:
+    """A header's number in words; of text, which may be anything, nothing is shown."""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return "text"
 
 
 def _are_equal(values: Iterable[str]) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.errors import GeometryError, LabelError, ScanError
+from fewscan.errors import FewscanError, GeometryError, LabelError, ScanError
 from fewscan.labels import LabelTable, parse_ctbl
 from fewscan.scans.dicom import is_dicom
 from fewscan.scans.dicom_segments import read_dicom_segments
@@ -88,6 +88,15 @@ def read_mask(
 
 def read_parts(path: Path) -> Iterator[Part]:
     """The segments of a mask file, voxels and names as it has them. Raises ScanError where it cannot be read."""
+    try:
+        yield from _parts(path)
+    except FewscanError:
+        raise
+    except Exception as problem:  # what a damaged file makes libraries raise; their text may quote it
+        raise ScanError(f"{path}: cannot be read, the file may be damaged ({type(problem).__name__})") from None
+
+
+def _parts(path: Path) -> Iterator[Part]:
     if format_of(path) in (None, "dicom") or is_dicom(path):
         yield from read_dicom_segments(path)
     elif format_of(path) == "seg" or (format_of(path) == "nrrd" and is_slicers(path)):

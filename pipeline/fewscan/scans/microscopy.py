@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from fewscan.arrays import IN_MEMORY_ONLY, Arrays
 from fewscan.errors import ScanError
 from fewscan.grid import Grid
 from fewscan.scans.scan import Scan
+from fewscan.scans.sizes import check_holds
 
+_DEFLATED = (8, 32946)
+"""TIFF's numbers of zlib compression."""
 RGB = ("red", "green", "blue")
 UNITS_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3,
             "\\u00B5m": 1e-3, "nm": 1e-6, "Å": 1e-7, "pm": 1e-9, "inch": 25.4}  # fmt: skip
@@ -79,6 +83,9 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
         _check_tiff_axes(path, series.axes, sizes)
         if series.dtype is None or series.dtype.kind not in "iufb":
             raise ScanError(f"{path}: holds {series.dtype} numbers; save real ones")
+        if series.keyframe.compression in (1, *_DEFLATED):
+            deflated = series.keyframe.compression in _DEFLATED
+            check_holds(path, int(series.nbytes), path.stat().st_size, deflated)
         if series.keyframe.photometric == 3 and not label:
             raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
         notes = ["white is zero in this file (MINISWHITE); taken as stored"] if series.keyframe.photometric == 0 else []
@@ -108,7 +115,7 @@ def read_tiff(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
         try:
             data = series.asarray(out=data)
         except Exception as problem:  # the codecs raise types of their own
-            raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem)})") from problem
+            raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem)})") from None
         arranged = _arranged(data, series.axes)[: len(scan.channels)]
     return arranged.astype(np.uint8) if arranged.dtype == bool else arranged
 
@@ -135,10 +142,21 @@ def _names(path: Path, found: int, wanted: Sequence[str] | None) -> tuple[str, .
 def _photo(path: Path) -> Any:
     from PIL import Image, UnidentifiedImageError
 
+    _check_png(path)
     try:
         return Image.open(path)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise ScanError(f"{path}: is no image that Pillow can read ({_line(problem, path)})") from problem
+        raise ScanError(f"{path}: is no image that Pillow can read ({_line(problem, path)})") from None
+
+
+def _check_png(path: Path) -> None:
+    """Refuse a PNG whose header says more pixels than its bytes can give."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 26:
+        width, height, depth, colour = struct.unpack(">IIBB", head[16:])
+        numbers = {2: 3, 4: 2, 6: 4}.get(colour, 1)
+        check_holds(path, width * height * numbers * depth // 8, path.stat().st_size, deflated=True)
 
 
 def _photo_pixels(path: Path, label: bool) -> NDArray[Any]:
@@ -156,7 +174,7 @@ def _photo_pixels(path: Path, label: bool) -> NDArray[Any]:
         except ScanError:
             raise
         except (OSError, ValueError, SyntaxError, RuntimeError) as problem:
-            raise ScanError(f"{path}: the file is cut short or damaged ({_line(problem, path)})") from problem
+            raise ScanError(f"{path}: the file is cut short or damaged ({_line(problem, path)})") from None
     if data.dtype == bool:
         data = data.astype(np.uint8)
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
@@ -196,10 +214,35 @@ def _deep_pixels(path: Path) -> NDArray[Any]:
 def _tiff(path: Path) -> Any:
     import tifffile
 
+    _check_directories(path)
     try:
         return tifffile.TiffFile(path)
     except (tifffile.TiffFileError, OSError, ValueError) as problem:
-        raise ScanError(f"{path}: is no TIFF ({_line(problem)})") from problem
+        raise ScanError(f"{path}: is no TIFF ({_line(problem)})") from None
+
+
+def _check_directories(path: Path) -> None:
+    """Refuse a TIFF whose chain of pages leaves the file or comes back to itself: tifffile follows it for minutes."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(head[:2])
+        if order is None or len(head) < 16:
+            return  # tifffile says what is wrong
+        big = struct.unpack(f"{order}H", head[2:4])[0] == 43
+        count, link, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
+        (at,) = struct.unpack_from(f"{order}{link}", head, 8 if big else 4)
+        seen: set[int] = set()
+        while at:
+            file.seek(at)
+            number = file.read(struct.calcsize(count))
+            if at in seen or len(number) < struct.calcsize(count):
+                raise ScanError(f"{path}: its chain of pages is broken behind page {len(seen)}; save it again")
+            seen.add(at)
+            file.seek(at + len(number) + entry * struct.unpack(f"{order}{count}", number)[0])
+            following = file.read(struct.calcsize(link))
+            if len(following) < struct.calcsize(link):
+                raise ScanError(f"{path}: its chain of pages is broken behind page {len(seen)}; save it again")
+            (at,) = struct.unpack(f"{order}{link}", following)
 
 
 def _check_tiff_axes(path: Path, axes: str, sizes: dict[str, int]) -> None:

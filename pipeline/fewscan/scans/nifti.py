@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import math
+import struct
 import zlib
 from collections.abc import Sequence
 from io import BufferedIOBase
@@ -16,6 +19,7 @@ from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import Affine, Grid
 from fewscan.scans.scan import Scan
+from fewscan.scans.sizes import BESIDE, check_holds
 
 _PIECE = 1 << 22
 """Voxels that are inflated and scaled at a time."""
@@ -63,7 +67,7 @@ def read_nifti(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
         else:
             _fill(data, path, proxy)
     except _DAMAGE as problem:
-        raise ScanError(_damaged(path, problem)) from problem
+        raise ScanError(_damaged(path, problem)) from None
     return np.moveaxis(data, -1, 0)
 
 
@@ -89,8 +93,11 @@ def _fill(data: NDArray[Any], path: Path, proxy: Any) -> None:
                 if not proxy.dtype.isnative:
                     piece.byteswap(inplace=True)
             release(data)
-        while _is_gzip(path) and file.read(1 << 20):
-            pass  # the check sum stands behind the last byte
+        behind = 0
+        while _is_gzip(path) and (rest := file.read(1 << 20)):  # the check sum stands behind the last byte
+            behind += len(rest)
+            if behind > BESIDE:
+                raise ValueError(f"more than {BESIDE} bytes follow the voxels")
 
 
 def read_into(array: NDArray[Any], file: BufferedIOBase) -> None:
@@ -113,16 +120,30 @@ def _is_gzip(path: Path) -> bool:
 
 def _load(path: Path, mmap: str = "c") -> Any:
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
 
     try:
+        _check_start(path)
         image = nibabel.load(path, mmap=mmap)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as problem:
-        raise ScanError(f"{path}: is no NIfTI file ({_first_line(problem)})") from problem
+    except (ScanError, MemoryError):
+        raise
+    except Exception as problem:  # of many kinds: of nibabel, of inflating, of what it reads in header extensions
+        raise ScanError(f"{path}: is no NIfTI file ({_first_line(problem)})") from None
     if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is a subclass
         raise ScanError(f"{path}: is no NIfTI file but {type(image).__name__}")
     return image
+
+
+def _check_start(path: Path) -> None:
+    """Refuse a header whose extensions, which nibabel reads whole, are larger than any are."""
+    with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:  # igzip reads on, to where a file is cut
+        start = file.read(176)
+    for order in "<>":
+        version = struct.unpack(f"{order}i", start[:4])[0] if len(start) == 176 else 0
+        if version in (348, 540):
+            at, kind = (108, "f") if version == 348 else (168, "q")
+            (offset,) = struct.unpack_from(f"{order}{kind}", start, at)
+            if not 0 <= offset <= BESIDE:
+                raise ScanError(f"{path}: the header says that voxels begin at byte {offset:.6g}; save it again")
 
 
 def _volumes(path: Path, shape: tuple[int, ...]) -> int:
@@ -209,27 +230,31 @@ def _check_complete(path: Path, proxy: Any) -> None:
 
     A gzip file says its inflated size in its last four bytes; only where that disagrees is it inflated to make sure.
     """
-    needed = proxy.offset + int(np.prod(proxy.shape, dtype=np.int64)) * proxy.dtype.itemsize
+    needed = proxy.offset + math.prod(int(n) for n in proxy.shape) * proxy.dtype.itemsize
     size = path.stat().st_size
+    check_holds(path, needed, size, _is_gzip(path))
     if _is_gzip(path):
         with path.open("rb") as file:
             file.seek(max(0, size - 4))
             stated = int.from_bytes(file.read(4), "little")
         if stated == needed % 2**32:
             return
-        size = _inflated_size(path)
-    if size < needed:
-        raise ScanError(f"{path}: is cut short: {size} bytes where the header needs {needed}; copy it again")
+        check_holds(path, needed, _inflated_size(path, needed + BESIDE))
 
 
-def _inflated_size(path: Path) -> int:
+def _inflated_size(path: Path, most: int) -> int:
     size = 0
     try:
         with igzip.open(path) as file:
             while chunk := file.read(1 << 22):
                 size += len(chunk)
+                if size > most:
+                    raise ScanError(
+                        f"{path}: inflates to more than {most} bytes, where the header speaks of {most - BESIDE}; the "
+                        f"header or the file is damaged"
+                    )
     except _DAMAGE as problem:
-        raise ScanError(_damaged(path, problem)) from problem
+        raise ScanError(_damaged(path, problem)) from None
     return size
 
 
@@ -238,7 +263,12 @@ def _damaged(path: Path, problem: BaseException) -> str:
 
 
 def _first_line(problem: BaseException) -> str:
-    lines = str(problem).splitlines()
+    """What went wrong; of libraries beside nibabel and those that inflate the type alone, for they quote the file."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    known = (*_DAMAGE, ImageFileError, HeaderDataError)
+    lines = str(problem).splitlines() if isinstance(problem, known) else []
     return f"{type(problem).__name__}: {lines[0][:120]}" if lines else type(problem).__name__
 
 

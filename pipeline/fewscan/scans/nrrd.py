@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewscan.arrays import IN_MEMORY_ONLY, Arrays
+from fewscan.arrays import IN_MEMORY_ONLY, Arrays, check_memory
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
+from fewscan.scans.nrrd_header import check_header
 from fewscan.scans.scan import Scan
 
 
@@ -43,6 +45,7 @@ def read_nrrd(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     """The voxels (channel, i, j, k) of a scan that `open_nrrd` gave; SimpleITK holds the whole in memory."""
     import SimpleITK
 
+    check_memory(2 * math.prod(scan.grid.shape) * len(scan.channels))  # of 16 bits or more, or ITK's copy of 8
     image = itk_image(scan.files[0])
     data: NDArray[Any] = SimpleITK.GetArrayFromImage(image)
     if np.iscomplexobj(data):
@@ -68,7 +71,7 @@ def _grid(path: Path, size: tuple[int, ...], reader: Any) -> tuple[Grid, tuple[s
     try:
         grid = grid_from_itk(size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
     except ValueError as problem:
-        raise GeometryError(f"{path}: {problem}") from problem
+        raise GeometryError(f"{path}: {problem}") from None
     if np.array_equal(grid.affine, LPS_FROM_RAS):
         return grid, ("the header gives no geometry: 1 mm voxels along left, posterior, superior are assumed",)
     return grid, ()
@@ -78,12 +81,15 @@ def itk_reader(path: Path) -> Any:
     """SimpleITK's reader of a file, its header read. Raises ScanError where that is broken."""
     import SimpleITK
 
+    kind = check_header(path)
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings quote the header
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO(kind)
     try:
         reader.ReadImageInformation()
-    except RuntimeError as problem:
-        raise ScanError(f"{path}: cannot be read as NRRD or MetaImage ({_last_line(problem)})") from problem
+    except RuntimeError:  # its text quotes the header
+        raise ScanError(f"{path}: its header cannot be read as NRRD or MetaImage; save it again") from None
     return reader
 
 
@@ -92,10 +98,5 @@ def itk_image(path: Path) -> Any:
     reader = itk_reader(path)
     try:
         return reader.Execute()
-    except RuntimeError as problem:
-        raise ScanError(f"{path}: the file is cut short or damaged ({_last_line(problem)})") from problem
-
-
-def _last_line(problem: BaseException) -> str:
-    lines = [line for line in str(problem).splitlines() if line.strip()]
-    return lines[-1].strip()[:120] if lines else type(problem).__name__
+    except RuntimeError:
+        raise ScanError(f"{path}: the file is cut short or damaged, ITK cannot read its voxels") from None

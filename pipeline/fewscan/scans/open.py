@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.arrays import Arrays, release, slabs
-from fewscan.errors import GeometryError, ScanError
+from fewscan.errors import FewscanError, GeometryError, ScanError
 from fewscan.scans.dicom import find_series, is_dicom, lacks_preamble, open_series
 from fewscan.scans.microscopy import open_photo, open_tiff
 from fewscan.scans.names import format_of, stem_of
 from fewscan.scans.nifti import open_nifti
 from fewscan.scans.nrrd import open_nrrd
+from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
 
 
@@ -79,7 +80,20 @@ def open_scan(
 
 
 def open_file(path: Path, name: str, channels: Sequence[str] | None = None, label: bool = False) -> Scan:
-    """The scan in one file that is no DICOM; with `label` read as label values (see `open_photo`)."""
+    """The scan in one file that is no DICOM; with `label` read as label values (see `open_photo`).
+
+    Raises ScanError where the file is broken in any way, or no scan.
+    """
+    try:
+        with quietly():
+            return _open_by_format(path, name, channels, label)
+    except FewscanError:
+        raise
+    except Exception as problem:  # what a damaged file makes libraries raise; their text may quote it
+        raise ScanError(f"{path}: cannot be read, the file may be damaged ({type(problem).__name__})") from None
+
+
+def _open_by_format(path: Path, name: str, channels: Sequence[str] | None, label: bool) -> Scan:
     match format_of(path):
         case "nifti":
             return open_nifti(path, name, channels or ("image",))

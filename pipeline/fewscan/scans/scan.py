@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.arrays import IN_MEMORY_ONLY, Arrays, slabs
-from fewscan.errors import ScanError
+from fewscan.errors import FewscanError, ScanError
 from fewscan.grid import Grid
+from fewscan.scans.quiet import quietly
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,21 @@ class Scan:
         `empty` makes the array; an uncompressed NIfTI is mapped instead. Raises ScanError where the file cannot be
         read or holds values that are not finite.
         """
-        data = self.reader(self, empty)
+        where = self.files[0] if len(set(self.files)) == 1 else self.name
+        try:
+            with quietly():
+                data = self.reader(self, empty)
+        except (FewscanError, OSError):
+            raise
+        except MemoryError as problem:
+            size = " x ".join(str(n) for n in (*self.grid.shape, len(self.channels)))
+            raise ScanError(f"{where}: {size} numbers do not fit into memory ({problem})") from None
+        except Exception as problem:  # what a damaged file makes libraries raise; their text may quote it
+            raise ScanError(f"{where}: cannot be read, the file may be damaged ({type(problem).__name__})") from None
         wrong = 0
         if data.dtype.kind == "f":
             wrong = sum(int(part.size - np.isfinite(part).sum()) for _, part in slabs(data))
         if wrong:
-            where = self.files[0] if len(set(self.files)) == 1 else self.name
             raise ScanError(f"{where}: {wrong} of {data.size} values are not finite (NaN or infinite); replace them")
         return data
 

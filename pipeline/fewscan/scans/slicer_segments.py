@@ -55,8 +55,8 @@ def _segment(header: Mapping[str, str], number: int, path: Path, layers: int) ->
     try:
         layer = int(header.get(f"Segment{number}_Layer", number))
         value = int(header.get(f"Segment{number}_LabelValue", 1))
-    except ValueError as problem:
-        raise ScanError(f"{path}: Layer or LabelValue of segment {number} is no number") from problem
+    except ValueError:
+        raise ScanError(f"{path}: Layer or LabelValue of segment {number} is no number") from None
     if not 0 <= layer < layers:
         raise ScanError(f"{path}: segment {number} lies in layer {layer}, the file has {layers}")
     entry = _TERMINOLOGY.search(header.get(f"Segment{number}_Tags", ""))

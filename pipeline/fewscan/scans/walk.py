@@ -17,7 +17,7 @@ def walk(
     """`root` and the folders below it with their files, sorted; links are followed, but no folder is entered twice.
 
     `skipped` receives the folders that are not entered, with the reason: hidden ones, outputs of fewscan, those for
-    which `left_out` gives one, and, as failed, those that cannot be read.
+    which `left_out` gives one, and, as failed, those that cannot be read; and what is neither a folder nor a file.
     """
     entered: dict[Path, Path] = {}
     waiting = [root]
@@ -29,6 +29,7 @@ def walk(
                 reason = Skipped(folder, f"the same folder as {first}")
             inside = sorted(folder.iterdir()) if reason is None else []
             folders = {path for path in inside if path.is_dir()}
+            strange = [path for path in inside if path not in folders and path.exists() and not path.is_file()]
         except (OSError, RuntimeError) as problem:  # a loop of links is a RuntimeError
             skipped.append(
                 Skipped(folder, f"{folder}: the folder cannot be read ({type(problem).__name__})", failed=True)
@@ -37,7 +38,9 @@ def walk(
         if reason is not None:
             skipped.append(reason)
             continue
-        yield folder, [path for path in inside if path not in folders]
+        for path in strange:  # to open a pipe would wait for ever
+            skipped.append(Skipped(path, "a pipe, a socket or a device"))
+        yield folder, [path for path in inside if path not in folders and path not in strange]
         waiting += [path for path in reversed(inside) if path in folders]
 
 
