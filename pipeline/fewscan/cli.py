@@ -270,6 +270,11 @@ def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
     add.add_argument(
         "--straighten", action="store_true", help="let the network see series of a tilted gantry upright, not sheared"
     )
+    add.add_argument(
+        "--resample-gaps",
+        action="store_true",
+        help="interpolate slices that are missing in a DICOM series; else it is refused",
+    )
     add.set_defaults(command=_segment)
 
 
@@ -290,6 +295,7 @@ def _segment(options: argparse.Namespace) -> int:
         max_gpu_memory=options.max_gpu_memory,
         backend=options.backend,
         straighten=options.straighten,
+        resample_gaps=options.resample_gaps,
     )
     for row in report.rows:
         if options.dry_run and row["status"] == "planned":

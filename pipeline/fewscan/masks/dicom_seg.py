@@ -122,6 +122,10 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> No
     if [_described(item) for item in seg.SegmentSequence] != wanted:
         raise FormatError(f"{path.name}: the segments are not the labels of the table")
     by_position, by_reference = _rebuild(seg, path.name, scan, sources, table)
+    if scan.planes:  # only what was imaged can be referred to
+        imaged = np.zeros_like(values)
+        imaged[:, :, list(scan.planes)] = values[:, :, list(scan.planes)]
+        values = imaged
     for way, found in (("position", by_position), ("source image", by_reference)):
         wrong = int(np.count_nonzero(found != values))
         if wrong:
@@ -290,9 +294,10 @@ def _distance_mm(grid: Grid) -> float:
 
 def _planes_of_sources(scan: Scan, sources: list[Any]) -> dict[tuple[str, int], int]:
     """(SOPInstanceUID, frame number from 1) of each plane, to its index k."""
+    places = scan.planes or range(len(scan.files))
     if scan.frames:
-        return {(str(sources[0].SOPInstanceUID), frame): k for k, frame in enumerate(scan.frames)}
-    return {(str(header.SOPInstanceUID), 1): k for k, header in enumerate(sources)}
+        return {(str(sources[0].SOPInstanceUID), frame): k for k, frame in zip(places, scan.frames, strict=True)}
+    return {(str(header.SOPInstanceUID), 1): k for k, header in zip(places, sources, strict=True)}
 
 
 def _planes(classes: NDArray[np.uint16], scan: Scan, sources: list[Any]) -> dict[str, Any]:
@@ -300,6 +305,7 @@ def _planes(classes: NDArray[np.uint16], scan: Scan, sources: list[Any]) -> dict
     import highdicom
 
     planes = classes.transpose(2, 1, 0)
+    planes = planes[list(scan.planes)] if scan.planes else planes
     if not planes.any():  # highdicom would keep every plane of every segment
         frame = sources[0].PerFrameFunctionalGroupsSequence[scan.frames[0] - 1] if scan.frames else None
         at = sources[0] if frame is None else _group(frame, frame, "PlanePositionSequence")

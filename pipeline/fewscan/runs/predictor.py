@@ -143,6 +143,11 @@ class Predictor:
             empty: makes the large arrays that are needed.
         """
         self.notes.clear()
+        if scan.planes and (self.decide is None or self.reading is None):
+            raise BundleError(
+                f"{scan.name}: slices are missing, and the bundle has steps of its own around the network, which read "
+                "scans as they are; leave --resample-gaps out"
+            )
         with torch.inference_mode():
             if self.decide is None:
                 data = self.prepare(scan)

@@ -45,6 +45,7 @@ def segment(
     max_gpu_memory: float | None = None,
     backend: str = "auto",
     straighten: bool = False,
+    resample_gaps: bool = False,
 ) -> Report:
     """Segment every scan of a folder (or one scan) with a trained bundle.
 
@@ -69,6 +70,8 @@ def segment(
             is installed and gives torch's answer.
         straighten: let the network see sheared scans (gantry tilt) upright; masks are on the scans' own grids all
             the same.
+        resample_gaps: interpolate slices that are missing in a DICOM series, which is refused else. Its DICOM-SEG holds
+            the slices that are there, other masks the interpolated ones too.
 
     Raises:
         FewscanError: nothing could be begun: no scans, an untrained bundle, an impossible format, colliding names, not
@@ -76,7 +79,7 @@ def segment(
     """
     settings = read_settings(bundle)
     table = LabelTable.from_json(settings["labels"])
-    found = find_scans(source, settings["channels"], include, exclude, output)
+    found = find_scans(source, settings["channels"], include, exclude, output, resample_gaps)
     report = Report(skipped=found.skipped)
     validation = in_words(bundle, found.scans, ensemble)
     if not dry_run:

@@ -22,7 +22,7 @@ from fewscan.scans.dicom_planes import (
     lacks_preamble,
     read_planes,
 )
-from fewscan.scans.dicom_stacks import SAME_MM, point, volumes
+from fewscan.scans.dicom_stacks import SAME_MM, places, point, volumes
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan, Skipped
 
@@ -33,12 +33,13 @@ __all__ = ["find_series", "is_dicom", "lacks_preamble", "open_series", "read_ser
 
 
 @quietly()
-def find_series(files: Iterable[Path], root: Path) -> tuple[list[Scan], list[Skipped]]:
+def find_series(files: Iterable[Path], root: Path, resample_gaps: bool = False) -> tuple[list[Scan], list[Skipped]]:
     """The scans among DICOM files, by series, and what is none; names are paths of folders below `root`.
 
     A series gives several scans where it holds several volumes at the same positions that a header value tells
     apart, and none where one of its files cannot be used; one that does not say what it is belongs to all series in
-    its folder. Files are read up to their pixels.
+    its folder. Files are read up to their pixels. `resample_gaps`: whether missing slices are interpolated between
+    their neighbours; else such a series is refused.
     """
     planes: list[Plane] = []
     skipped: list[Skipped] = []
@@ -65,7 +66,7 @@ def find_series(files: Iterable[Path], root: Path) -> tuple[list[Scan], list[Ski
             for uid, instance, item in broken
             if instance not in whole and (uid == series or (not uid and item.path.parent in folders))
         ]
-        scans, left = _scans_of_series(members, notes, missing)
+        scans, left = _scans_of_series(members, notes, missing, resample_gaps)
         found += scans
         skipped += left
     known = {plane.series for plane in planes}
@@ -97,7 +98,10 @@ def open_series(files: Sequence[Path], name: str, frames: Sequence[int] = ()) ->
 
 
 def _scans_of_series(
-    planes: list[Plane], extra: tuple[str, ...] = (), broken: Sequence[Skipped] = ()
+    planes: list[Plane],
+    extra: tuple[str, ...] = (),
+    broken: Sequence[Skipped] = (),
+    resample_gaps: bool = False,
 ) -> tuple[list[tuple[Scan, int | None]], list[Skipped]]:
     """The volumes of one series with the series number, and the planes that are in none.
 
@@ -124,8 +128,9 @@ def _scans_of_series(
             group, copies = _without_duplicates(group)
             skipped += copies
             note = (f"{len(copies)} duplicate file(s) left out",) if copies else ()
-            for volume, volume_note in volumes(group):
-                scans.append((_scan(volume, extra + note + volume_note), volume[0].series_number))
+            for volume, volume_note in volumes(group, resample_gaps):
+                scan = _scan(volume, extra + note + volume_note, places(volume) if resample_gaps else ())
+                scans.append((scan, volume[0].series_number))
         except ScanError as problem:
             skipped.append(Skipped(_folder(group), f"{_folder(group)}: {problem}", failed=True))
     return scans, skipped
@@ -265,15 +270,24 @@ def _without_duplicates(planes: list[Plane]) -> tuple[list[Plane], list[Skipped]
     return list(kept.values()), [Skipped(copy, f"a copy of {original}") for copy, original in copies.items()]
 
 
-def _scan(ordered: list[Plane], notes: tuple[str, ...]) -> Scan:
-    first, last, depth = ordered[0], ordered[-1], len(ordered)
+def _scan(ordered: list[Plane], notes: tuple[str, ...], at: tuple[int, ...]) -> Scan:
+    """The scan of a volume; `at` are the places of its planes where some are missing, else ()."""
+    first, last, depth = ordered[0], ordered[-1], at[-1] + 1 if at else len(ordered)
     rescaled = sum(plane.rescaled for plane in ordered)
-    if 0 < rescaled < depth:
+    if 0 < rescaled < len(ordered):
         bare = next(plane for plane in ordered if not plane.rescaled)
         raise ScanError(
-            f"slope or intercept stand in {rescaled} of {depth} images, but not in {bare.path.name}; export it again"
+            f"slope or intercept stand in {rescaled} of {len(ordered)} images, but not in {bare.path.name}; export it "
+            f"again"
         )
     notes = (*dict.fromkeys(note for plane in ordered for note in plane.notes), *notes)
+    for (before, k), (after, end) in itertools.pairwise(zip(ordered, at, strict=False)):
+        if end > k + 1:
+            notes = (
+                *notes,
+                f"{end - k - 1} slice(s) missing between {point(before.position)} and {point(after.position)} mm "
+                f"(LPS), interpolated as asked for (--resample-gaps)",
+            )
     if depth > 1:
         step = (last.position - first.position) / (depth - 1)
         if first.stated_gap and abs(first.stated_gap - step @ first.normal) > 0.01 * first.stated_gap:
@@ -311,9 +325,8 @@ def _scan(ordered: list[Plane], notes: tuple[str, ...]) -> Scan:
             )
         notes = (*notes, f"slices are sheared by {tilt:.1f} degrees (gantry tilt): the affine keeps it")
     frames = tuple(plane.frame for plane in ordered) if first.frame else ()
-    return Scan(
-        "", "dicom", tuple(plane.path for plane in ordered), grid, frames=frames, notes=notes, reader=read_series
-    )
+    files = tuple(plane.path for plane in ordered)
+    return Scan("", "dicom", files, grid, frames=frames, planes=at, notes=notes, reader=read_series)
 
 
 def _folder(planes: list[Plane]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -24,11 +25,17 @@ _MEANING = ("PixelRepresentation", "BitsStored", "HighBit", "PixelPaddingValue",
 def read_series(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[np.float32]:
     """The voxels (1, i, j, k) of a DICOM scan in real values: slope and intercept applied plane by plane.
 
-    Padding becomes the smallest of the other values. Raises ScanError where a file cannot be decoded.
+    Padding becomes the smallest of the other values. Planes without a file are interpolated between their neighbours,
+    linearly. Raises ScanError where a file cannot be decoded.
     """
     columns, rows, depth = scan.grid.shape
     volume = empty((depth, rows, columns), np.float32)
     _fill(volume, scan)
+    for before, after in itertools.pairwise(scan.planes):
+        for k in range(before + 1, after):
+            share = np.float32((k - before) / (after - before))
+            volume[k] = (1 - share) * volume[before] + share * volume[after]
+        release(volume)
     return volume.transpose(2, 1, 0)[None]
 
 
@@ -37,8 +44,7 @@ def _fill(volume: NDArray[np.float32], scan: Scan) -> None:
     smallest = np.float32(np.inf)
     padded, whole = [], []
     for path, places in _places(scan).items():
-        numbers = [scan.frames[k] if scan.frames else 0 for k in places]
-        planes = _planes(path, numbers, volume.shape[1:])
+        planes = _planes(path, list(places.values()), volume.shape[1:])
         for k, (stored, padding, slope, intercept) in zip(places, planes, strict=True):
             np.multiply(stored, np.float32(slope), out=volume[k], casting="unsafe")
             if intercept:
@@ -104,11 +110,12 @@ def pixel_digest(path: Path) -> bytes:
     return digest.digest()
 
 
-def _places(scan: Scan) -> dict[Path, list[int]]:
-    """Each file once, with the planes k that it holds."""
-    places: dict[Path, list[int]] = {}
-    for k, path in enumerate(scan.files):
-        places.setdefault(path, []).append(k)
+def _places(scan: Scan) -> dict[Path, dict[int, int]]:
+    """Each file once, with the planes k that it holds, and which frame each is (from 1; 0 of a classic file)."""
+    places: dict[Path, dict[int, int]] = {}
+    for number, path in enumerate(scan.files):
+        k = scan.planes[number] if scan.planes else number
+        places.setdefault(path, {})[k] = scan.frames[number] if scan.frames else 0
     return places
 
 

@@ -16,16 +16,21 @@ ROUNDED_MM = 0.0101
 """How far rounding of positions to 0.01 mm moves a plane along an axis: half of it, and half by the line's ends."""
 SAME_MM = 0.0011
 """Positions of two phases, rounded to 0.001 mm, differ by no more than this."""
+BY_RESAMPLING = ", or let `fewscan segment --resample-gaps` interpolate them"
 CONTRAST = ("EchoTime", "EffectiveEchoTime", "DiffusionBValue", "TemporalPositionIdentifier", "TemporalPositionIndex")
 """What a volume has one of."""
 
 
-def volumes(planes: list[Plane]) -> list[tuple[list[Plane], tuple[str, ...]]]:
+def volumes(planes: list[Plane], with_gaps: bool = False) -> list[tuple[list[Plane], tuple[str, ...]]]:
     """The planes as volumes in the order of position, each with its note.
 
     One volume where every position holds one plane, or one for each StackID where those are regular and the whole is
     not. Else header values have to tell the volumes apart, such that each is a regular stack through all positions;
     GeometryError where none does, or where they contradict each other.
+
+    Args:
+        planes: all of one geometry.
+        with_gaps: whether slices may be missing in a volume that has its positions for itself: see `places`.
     """
     ordered = sorted(planes, key=lambda plane: plane.along)
     positions = len(levels(ordered))
@@ -33,7 +38,8 @@ def volumes(planes: list[Plane]) -> list[tuple[list[Plane], tuple[str, ...]]]:
         stacks = _parts(ordered, ("StackID",))
         if len(stacks) > 1 and not _is_stack(ordered) and all(_is_stack(stack) for stack in stacks):
             return [(part, (f"stack {n} of {len(stacks)}, told apart by StackID",)) for n, part in _counted(stacks)]
-        _check_regular(ordered)
+        if not (with_gaps and places(ordered)):
+            _check_regular(ordered)
         _check_contrast(ordered)
         return [(ordered, ())]
     if positions == 1:
@@ -59,6 +65,26 @@ def volumes(planes: list[Plane]) -> list[tuple[list[Plane], tuple[str, ...]]]:
         f"the volumes apart ({differ}): {' and '.join(sorted(_places(one, other)))} at {point(one.position)} mm (LPS); "
         f"separate them before"
     )
+
+
+def places(ordered: list[Plane]) -> tuple[int, ...]:
+    """Where planes, in the order of position, lie on even steps of which some are left out; () where they do not.
+
+    A step is the smallest distance, or SpacingBetweenSlices where that is a whole part of it.
+    """
+    if len(ordered) < 2:
+        return ()
+    points = np.array([plane.position for plane in ordered])
+    along = np.array([plane.along for plane in ordered])
+    step, stated = float(np.diff(along).min()), ordered[0].stated_gap
+    if stated and step > 1.5 * stated and _equal(step, round(step / stated) * stated):
+        step = stated
+    steps = np.rint((along - along[0]) / step).astype(int)
+    each = (points[-1] - points[0]) / steps[-1]
+    beside = points - points[0] - steps[:, None] * each
+    away, distance = np.linalg.norm(beside, axis=1), float(np.linalg.norm(each))
+    even = away.max() <= 0.01 * distance or np.abs(beside).max() <= min(ROUNDED_MM, 0.25 * distance)
+    return tuple(steps.tolist()) if even and steps[-1] >= len(ordered) else ()
 
 
 def levels(ordered: list[Plane]) -> list[float]:
@@ -203,12 +229,13 @@ def _check_regular(ordered: list[Plane]) -> None:
     wide = int(np.abs(gaps - usual).argmax())
     if abs(gaps[wide] - usual) > 0.01 * usual:
         missing = round(gaps[wide] / usual) - 1
-        guess = f"{missing} slice(s) missing" if missing > 0 else "are these two stacks"
+        guess = f"{missing} slice(s) missing?" if missing > 0 else "are these two stacks?"
+        guess += f" Export the series again{BY_RESAMPLING}" if places(ordered) else ""
         raise GeometryError(
             f"slices lie {gaps.min():.4g} to {gaps.max():.4g} mm apart, so they form no grid: "
             f"{gaps[wide]:.4g} mm instead of {usual:.4g} mm between {point(points[wide])} and "
             f"{point(points[wide + 1])} mm (LPS), {ordered[wide].path.name} and {ordered[wide + 1].path.name}; "
-            f"{guess}?"
+            f"{guess}"
         )
     worst = int(away.argmax())
     raise GeometryError(
@@ -234,6 +261,7 @@ def _check_distance(ordered: list[Plane]) -> None:
             raise GeometryError(
                 f"{len(ordered)} slices lie {distance:.4g} mm apart, where SpacingBetweenSlices says {stated:.4g} mm; "
                 f"{guess if len(ordered) > 2 else 'slices between them'} missing? Export the series again"
+                f"{BY_RESAMPLING if places(ordered) else ''}"
             )
     elif thickness is not None and len(ordered) == 2 and distance > 3 * thickness:
         raise GeometryError(

@@ -31,13 +31,16 @@ def find_scans(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     output: Path | None = None,
+    resample_gaps: bool = False,
 ) -> Found:
     """The scans in a folder at any depth, or in one file; only headers are read.
 
     `channels` as a bundle has them: with suffixes, files are grouped by the rest of their name. `include` and
     `exclude` are patterns (`*`, `?`) on the path below the folder or on the file's name. `output` and other folders
     that hold results of fewscan are left out, and so are labels, by their names, unless `include` gives the
-    file's full name or `folder` is the file itself. Raises ScanError where `folder` does not exist.
+    file's full name or `folder` is the file itself. `resample_gaps`: whether slices that are missing in a DICOM series
+    are interpolated between their neighbours; else such a series is refused. Raises ScanError where `folder` does not
+    exist.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -59,7 +62,7 @@ def find_scans(
         else:
             images.append(path)
     scans = _open_images(images, root, wanted, skipped)
-    scans += _open_dicoms(dicoms, root, wanted, skipped)
+    scans += _open_dicoms(dicoms, root, wanted, skipped, resample_gaps)
     return Found(sorted(scans, key=lambda scan: (scan.name, scan.files)), sorted(skipped, key=lambda item: item.path))
 
 
@@ -158,8 +161,10 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).with_name(stem_of(path)).as_posix()
 
 
-def _open_dicoms(dicoms: list[Path], root: Path, wanted: Channels | None, skipped: list[Skipped]) -> list[Scan]:
-    scans, left = find_series(dicoms, root)
+def _open_dicoms(
+    dicoms: list[Path], root: Path, wanted: Channels | None, skipped: list[Skipped], resample_gaps: bool
+) -> list[Scan]:
+    scans, left = find_series(dicoms, root, resample_gaps)
     skipped += left
     if wanted is None:
         return scans

@@ -24,6 +24,8 @@ class Scan:
     `format` is one of "nifti", "nrrd", "png", "tiff", "dicom" (a JPEG or BMP counts as "png").
     `files` are one per channel, or a single file that holds all channels; for DICOM one per plane of the last axis,
     in the order of the planes (an enhanced file stands once per plane), and `frames` the frame numbers from 1.
+    `planes` are the places of these planes on the last axis, where slices between them are missing and are to be
+    interpolated; empty where none is.
     `channels` names the channels in order; `notes` says in words what had to be decided on the way.
     """
 
@@ -33,6 +35,7 @@ class Scan:
     grid: Grid
     channels: tuple[str, ...] = ("image",)
     frames: tuple[int, ...] = ()
+    planes: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     reader: Callable[[Scan, Arrays], NDArray[Any]] = field(kw_only=True, repr=False, compare=False)
 
