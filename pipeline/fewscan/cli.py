@@ -267,6 +267,11 @@ def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
     add.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="what runs the network (default: the fastest that agrees)"
     )
+    add.add_argument(
+        "--reproducible",
+        action="store_true",
+        help="DICOM-SEG: UIDs and times by content, so that a rerun gives equal files",
+    )
     add.set_defaults(command=_segment)
 
 
@@ -286,6 +291,7 @@ def _segment(options: argparse.Namespace) -> int:
         max_memory=options.max_memory,
         max_gpu_memory=options.max_gpu_memory,
         backend=options.backend,
+        reproducible=options.reproducible,
     )
     for row in report.rows:
         if options.dry_run and row["status"] == "planned":

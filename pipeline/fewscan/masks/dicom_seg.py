@@ -1,4 +1,4 @@
-"""DICOM-SEG masks: binary segments on the frames of the source series, coded and coloured."""
+"""DICOM-SEG masks: segments on the frames of the source series, coded and coloured; each a frame of bits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from fewscan import __version__
 from fewscan.errors import FormatError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.labels import Label, LabelTable
+from fewscan.masks.dicom_seg_frames import labels_in_planes, save
+from fewscan.masks.dicom_seg_identity import make_reproducible
 from fewscan.scans.scan import Scan
 from fewscan.terminology import Code
 
@@ -34,31 +36,67 @@ _IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "Stud
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the warnings of pydicom and highdicom, since they quote patients' names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-@_quietly()
-def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, provenance: Mapping[str, str]) -> None:
-    """Write `values` (i, j, k) as one BINARY DICOM-SEG; frames without label are left out.
+@quietly()
+def write(
+    path: Path,
+    values: NDArray[Any],
+    scan: Scan,
+    table: LabelTable,
+    provenance: Mapping[str, str],
+    reproducible: bool = False,
+) -> None:
+    """Write `values` (i, j, k) as one BINARY DICOM-SEG, deflated; frames without label are left out.
 
     Segment n is the n-th label of the table, present or not; an empty mask keeps one empty frame for each segment.
-    Raises FormatError where the source cannot carry a SEG.
+    `reproducible` is as in `write_mask`. Raises FormatError where the source cannot carry a SEG.
+    """
+    found = labels_in_planes(values, table)
+    seg, planes = describe("BINARY", found, scan, table, provenance, values if reproducible else None)
+    numbers = range(1, len(table) + 1)
+    frames = [(number, item) for number in numbers for item, k in enumerate(planes) if found[k, number - 1]]
+    save(path, seg, values, table, frames or [(number, 0) for number in numbers], planes)
+
+
+def describe(
+    kind: str,
+    found: NDArray[np.bool_],
+    scan: Scan,
+    table: LabelTable,
+    provenance: Mapping[str, str],
+    named_after: NDArray[Any] | None = None,
+) -> tuple[Any, list[int]]:
+    """A SEG whose pixels are still to come, as highdicom makes it, and the plane k of each of its per-frame items.
+
+    `kind` is BINARY or LABELMAP. The items are those of each plane where a label was `found` (planes, labels), for the
+    first segment of a BINARY; of an empty mask that of one plane. highdicom is given planes of one pixel. UIDs and
+    times follow from the label values `named_after` (i, j, k) where they are given. Raises FormatError where the source
+    cannot carry a SEG.
+
+    The background of a LABELMAP, segment 0, comes last: each pixel value has to be described (DICOM PS3.3, C.8.20.2.3),
+    but OHIF up to 3.13 takes the n-th item for segment n, and so gives each segment the colour of the one before it
+    where the background comes first.
     """
     import highdicom
-    from pydicom.uid import ExplicitVRLittleEndian
+    from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+    occupied = np.array([labels.any() for labels in found], dtype=np.uint16)
     sources = _sources(scan)
+    for source in sources:
+        source.Rows = source.Columns = 1
     algorithm = _algorithm(provenance)
     ascii_names = all(label.name.isascii() for label in table)
     try:
         seg = highdicom.seg.Segmentation(
             source_images=sources,
-            **_planes(table.to_classes(values, path.name), scan, sources),
-            segmentation_type="BINARY",
+            **_planes(occupied[None, None], scan, sources),
+            segmentation_type=kind,
             segment_descriptions=[_segment(number, label, algorithm) for number, label in enumerate(table, start=1)],
             series_instance_uid=highdicom.UID(),
             series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
@@ -73,7 +111,7 @@ def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, prove
             content_creator_name="fewscan^",
             series_description="fewscan segmentation",
             specific_character_set=sources[0].get("SpecificCharacterSet") if ascii_names else "ISO_IR 192",
-            transfer_syntax_uid=ExplicitVRLittleEndian,
+            transfer_syntax_uid=RLELossless if kind == "LABELMAP" else ExplicitVRLittleEndian,
         )
     except (ValueError, TypeError, AttributeError, KeyError) as problem:
         wrong = _unusable(sources[0])
@@ -81,7 +119,15 @@ def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, prove
         raise FormatError(
             f"{scan.name}: a DICOM-SEG cannot be made from this series: {why}; choose nifti or seg-nrrd"
         ) from problem
-    seg.save_as(path)
+    seg.Columns, seg.Rows = scan.grid.shape[:2]
+    seg.SegmentSequence = sorted(seg.SegmentSequence, key=lambda item: int(item.SegmentNumber) == 0)
+    items = seg.PerFrameFunctionalGroupsSequence
+    if not occupied.any():
+        del items[1:]
+    if named_after is not None:
+        make_reproducible(seg, sources[0], named_after)
+    places = _planes_of_sources(scan, sources)
+    return seg, [places[_source_of(item)] for item in items]
 
 
 def _unusable(source: Any) -> list[str]:
@@ -101,8 +147,8 @@ def _unusable(source: Any) -> list[str]:
     return wrong
 
 
-@_quietly()
-def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> None:
+@quietly()
+def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, kind: str = "BINARY") -> None:
     """Read back and compare voxel for voxel, twice; raises FormatError on any difference.
 
     3D Slicer (dcmqi) places frames by their position, OHIF by their reference to a source image: both have to give
@@ -111,13 +157,16 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> No
     import pydicom
 
     seg = pydicom.dcmread(path)
+    if seg.get("SegmentationType") != kind:
+        raise FormatError(f"{path.name}: is no {kind} segmentation")
     sources = _sources(scan)
     for name in _IDENTITY:
         if str(seg.get(name) or "") != str(sources[0].get(name) or ""):
             raise FormatError(f"{path.name}: {name} is not that of the source series")
     if seg.get("FrameOfReferenceUID") != scan.grid.frame_of_reference:
         raise FormatError(f"{path.name}: FrameOfReferenceUID is not that of the scan")
-    if [item.SegmentLabel for item in seg.SegmentSequence] != [_text(label.name) for label in table]:
+    background = ["Background"] if kind == "LABELMAP" else []
+    if [item.SegmentLabel for item in seg.SegmentSequence] != [_text(label.name) for label in table] + background:
         raise FormatError(f"{path.name}: the segments are not the labels of the table")
     by_position, by_reference = _rebuild(seg, path.name, scan, sources, table)
     for way, found in (("position", by_position), ("source image", by_reference)):
@@ -135,22 +184,31 @@ def _rebuild(
     by_position, by_reference = np.zeros((2, *scan.grid.shape), dtype=np.uint16)
     planes = _planes_of_sources(scan, sources)
     shared = seg.SharedFunctionalGroupsSequence[0]
-    for frame, bits in zip(seg.PerFrameFunctionalGroupsSequence, _frames(seg), strict=True):
-        number = int(_group(frame, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+    for frame, pixels in zip(seg.PerFrameFunctionalGroupsSequence, _frames(seg), strict=True):
+        inside, numbers = pixels.T > 0, pixels.T
+        if seg.SegmentationType == "BINARY":
+            number = int(_group(frame, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            numbers = np.broadcast_to(np.uint16(number), inside.shape)
         image = _group(frame, shared, "DerivationImageSequence").SourceImageSequence[0]
         source = (str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1))
         if source not in planes:
             raise FormatError(f"{where}: a frame refers to an image that is not of the scan")
         for classes, k in ((by_position, _plane_at(frame, shared, where, scan.grid)), (by_reference, planes[source])):
-            classes[:, :, k][bits.T > 0] = number
+            classes[:, :, k][inside] = numbers[inside]
     return table.to_values(by_position), table.to_values(by_reference)
 
 
-def _frames(seg: Any) -> Iterator[NDArray[np.uint8]]:
-    """The frames (rows, columns) of 0 and 1, one at a time, since all of them unpacked can take gigabytes.
+def _frames(seg: Any) -> Iterator[NDArray[Any]]:
+    """The frames (rows, columns), one at a time, since all of them unpacked can take gigabytes.
 
-    Frames follow each other bit by bit, lowest bit first, without padding between them.
+    Of a BINARY 0 and 1: frames follow each other bit by bit, lowest bit first, without padding between them. Of a
+    LABELMAP the numbers of segments, 0 for none.
     """
+    from pydicom.pixels.utils import iter_pixels
+
+    if seg.SegmentationType == "LABELMAP":
+        yield from iter_pixels(seg, raw=True)
+        return
     size = seg.Rows * seg.Columns
     packed = np.frombuffer(seg.PixelData, dtype=np.uint8)
     for first in range(0, int(seg.NumberOfFrames) * size, size):
@@ -228,6 +286,12 @@ def _planes_of_sources(scan: Scan, sources: list[Any]) -> dict[tuple[str, int], 
     if scan.frames:
         return {(str(sources[0].SOPInstanceUID), frame): k for k, frame in enumerate(scan.frames)}
     return {(str(header.SOPInstanceUID), 1): k for k, header in enumerate(sources)}
+
+
+def _source_of(frame: Any) -> tuple[str, int]:
+    """SOPInstanceUID and frame number, from 1, of the image that a frame was made from."""
+    image = frame.DerivationImageSequence[0].SourceImageSequence[0]
+    return str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1)
 
 
 def _planes(classes: NDArray[np.uint16], scan: Scan, sources: list[Any]) -> dict[str, Any]:
