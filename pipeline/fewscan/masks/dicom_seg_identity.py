@@ -27,6 +27,7 @@ def make_reproducible(seg: Any, source: Any, values: NDArray[Any]) -> None:
     date, time = _when(source)
     seg.ContentDate = seg.InstanceCreationDate = date
     seg.ContentTime = seg.InstanceCreationTime = time
+    seg.ContributingEquipmentSequence[-1].ContributionDateTime = date + time  # highdicom's own; the scanner keeps its
     _give_uids(seg, "none yet")
     digest = hashlib.sha256(encoded(seg))
     for _, slab in slabs(values, axis=2):
