@@ -40,7 +40,7 @@ def error_of(capsys):
         ([], "typical use:\n  fewscan plan DATA --output my_segmentation"),
         (["plan"], "--output FOLDER"),
         (["train"], "--minutes MINUTES"),
-        (["segment"], "nifti, dicom-seg, seg-nrrd, png, tiff; several with"),
+        (["segment"], "nifti, dicom-seg, dicom-seg-labelmap, seg-nrrd, png"),
         (["demo"], "(default: fewscan-demo)"),
     ],
 )
@@ -120,8 +120,9 @@ def test_errors_are_one_line_with_the_way_out(data, capsys):
     shutil.copytree(data / "bundle", data / "untrained")
     (data / "untrained" / "models" / "model.pt").unlink()
     for arguments, words in (
-        (command(data, "--format", "nifty"), "'nifty' is no mask format; choose one of nifti, dicom-seg, seg-nrrd"),
+        (command(data, "--format", "nifty"), "'nifty' is no mask format; choose one of nifti, dicom-seg, "),
         (command(data, "--format", "dicom-seg"), "choose nifti or seg-nrrd"),
+        (command(data, "--format", "dicom-seg-labelmap"), "choose nifti or seg-nrrd"),
         (command(data, bundle="untrained"), "run `fewscan train"),
         (command(data, bundle="nowhere"), "inference.json: is missing"),
         (command(data, "--device", "banana"), "the device banana cannot be used"),

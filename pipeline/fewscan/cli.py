@@ -275,6 +275,11 @@ def _add_segment(commands: argparse._SubParsersAction[Parser]) -> None:
         action="store_true",
         help="interpolate slices that are missing in a DICOM series; else it is refused",
     )
+    add.add_argument(
+        "--reproducible",
+        action="store_true",
+        help="DICOM-SEG: UIDs and times by content, so that a rerun gives equal files",
+    )
     add.set_defaults(command=_segment)
 
 
@@ -296,6 +301,7 @@ def _segment(options: argparse.Namespace) -> int:
         backend=options.backend,
         straighten=options.straighten,
         resample_gaps=options.resample_gaps,
+        reproducible=options.reproducible,
     )
     for row in report.rows:
         if options.dry_run and row["status"] == "planned":

@@ -4,17 +4,22 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from conftest import shared
 from fewscan.labels import LabelTable
 from fewscan.masks import write_mask
 from fewscan.scans import open_scan
 from masks.cases import GRIDS, SHEARED, TABLE, dicom_scan, mask
+
+KINDS = ("dicom-seg", "dicom-seg-labelmap")
 
 
 def program(name: str) -> str:
@@ -25,23 +30,43 @@ def program(name: str) -> str:
     return found
 
 
+def inflated(path: Path) -> Path:
+    """The same data set, not deflated: dciodvfy cannot inflate."""
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
+        return path
+    deflated = path.read_bytes()[128 + 4 + 12 + meta.FileMetaInformationGroupLength :]
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    copy = path.with_suffix(".inflated.dcm")
+    with copy.open("wb") as file:
+        file.write(bytes(128) + b"DICM")
+        pydicom.filewriter.write_file_meta_info(file, meta)
+        file.write(zlib.decompress(deflated, -zlib.MAX_WBITS))
+    return copy
+
+
 def errors(path: Path) -> list[str]:
-    done = subprocess.run([program("dciodvfy"), str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([program("dciodvfy"), str(inflated(path))], capture_output=True, text=True, check=False)
     return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
 
 
 def by_dcmqi(path: Path, folder: Path) -> tuple[dict[tuple[float, ...], str], dict]:
-    """{(x, y, z) in mm, LPS, to a hundredth: name of the segment} and the description of the segments."""
+    """{(x, y, z) in mm, LPS, to a hundredth: name of the segment} and the description of the segments.
+
+    dcmqi writes an image for each group of segments, with their numbers as values.
+    """
     folder.mkdir()
     command = [program("segimage2itkimage"), "--inputDICOM", str(path), "--outputDirectory", str(folder)]
     subprocess.run([*command, "--outputType", "nrrd"], check=True, capture_output=True)
     description = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     places = {}
-    for segment in (segment for group in description["segmentAttributes"] for segment in group):
-        image = sitk.ReadImage(str(folder / f"{segment['labelID']}.nrrd"))
-        for index in np.argwhere(sitk.GetArrayFromImage(image).T).tolist():
+    for number, group in enumerate(description["segmentAttributes"], start=1):
+        names = {segment["labelID"]: segment["SegmentLabel"] for segment in group}
+        image = sitk.ReadImage(str(folder / f"{number}.nrrd"))
+        values = sitk.GetArrayFromImage(image).T
+        for index in np.argwhere(values).tolist():
             place = image.TransformIndexToPhysicalPoint(index)
-            places[tuple(np.round(place, 2) + 0.0)] = segment["SegmentLabel"]
+            places[tuple(np.round(place, 2) + 0.0)] = names[int(values[tuple(index)])]
     return places, description
 
 
@@ -62,10 +87,11 @@ def assert_same_places(found, wanted):
         assert distance.max() < 0.03, name
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", GRIDS)
-def test_dcmqi_puts_every_voxel_where_the_scan_has_it(tmp_path, name):
+def test_dcmqi_puts_every_voxel_where_the_scan_has_it(tmp_path, name, kind):
     scan = dicom_scan(tmp_path / "series", GRIDS[name])
-    (path,) = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", "dicom-seg")
+    (path,) = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", kind)
     places, _ = by_dcmqi(path, tmp_path / "dcmqi")
     assert_same_places(places, expected(mask(), scan.grid, TABLE))
 
@@ -78,9 +104,10 @@ def test_dcmqi_is_not_misled_by_the_source_about_the_distance_of_slices(tmp_path
     assert_same_places(places, expected(mask(), scan.grid, TABLE))
 
 
-def test_dcmqi_reads_names_codes_and_colours(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_dcmqi_reads_names_codes_and_colours(tmp_path, kind):
     scan = dicom_scan(tmp_path / "series", GRIDS["oblique"])
-    (path,) = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", "dicom-seg", {"bundle": "kidneys", "version": "2"})
+    (path,) = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", kind, {"bundle": "kidneys", "version": "2"})
     _, description = by_dcmqi(path, tmp_path / "dcmqi")
     segments = [segment for group in description["segmentAttributes"] for segment in group]
     for label, segment in zip(TABLE, segments, strict=True):
@@ -94,26 +121,40 @@ def test_dcmqi_reads_names_codes_and_colours(tmp_path):
 @pytest.mark.parametrize(
     "values", [mask(), np.zeros_like(mask()), np.full_like(mask(), 5)], ids=["some", "none", "all"]
 )
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("where", [GRIDS["oblique"], SHEARED], ids=["oblique", "sheared"])
-def test_dciodvfy_finds_no_error(tmp_path, where, values):
+def test_dciodvfy_finds_no_error(tmp_path, where, values, kind):
     scan = dicom_scan(tmp_path / "series", where)
-    (path,) = write_mask(values, scan, TABLE, tmp_path / "m_seg", "dicom-seg", {"bundle": "kidneys", "version": "2"})
+    (path,) = write_mask(values, scan, TABLE, tmp_path / "m_seg", kind, {"bundle": "kidneys", "version": "2"})
     assert errors(path) == []
 
 
-def test_an_empty_mask_is_empty_for_dcmqi(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_mask_is_empty_for_dcmqi(tmp_path, kind):
     scan = dicom_scan(tmp_path / "series", GRIDS["axial"])
-    (path,) = write_mask(np.zeros_like(mask()), scan, TABLE, tmp_path / "m_seg", "dicom-seg")
+    (path,) = write_mask(np.zeros_like(mask()), scan, TABLE, tmp_path / "m_seg", kind)
     places, _ = by_dcmqi(path, tmp_path / "dcmqi")
     assert places == {}
 
 
-def test_a_real_series_for_both(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_hundred_segments_for_both(tmp_path, kind):
+    table = LabelTable.from_json([f"part {number}" for number in range(1, 301)])
+    scan = dicom_scan(tmp_path / "series", GRIDS["oblique"])
+    values = np.arange(9 * 6 * 7, dtype=np.uint16).reshape(9, 6, 7) % 301
+    (path,) = write_mask(values, scan, table, tmp_path / "m_seg", kind)
+    assert errors(path) == []
+    places, _ = by_dcmqi(path, tmp_path / "dcmqi")
+    assert_same_places(places, expected(values, scan.grid, table))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_real_series_for_both(tmp_path, kind):
     scan = open_scan([shared("data/dicom_mr_udacity") / "Study1" / "13_HCropVolume"])
     table = LabelTable.from_json(["hippocampus anterior", "hippocampus posterior"])
     values = np.zeros(scan.grid.shape, dtype=np.uint8)
     values[3:12, 4:9, 2:6], values[0, 0, -1] = 1, 2
-    (path,) = write_mask(values, scan, table, tmp_path / "crop_seg", "dicom-seg")
+    (path,) = write_mask(values, scan, table, tmp_path / "crop_seg", kind)
     assert errors(path) == []
     places, _ = by_dcmqi(path, tmp_path / "dcmqi")
     assert_same_places(places, expected(values, scan.grid, table))

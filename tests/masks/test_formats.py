@@ -140,7 +140,7 @@ def test_the_default_follows_the_source(tmp_path):
     assert default_format(nrrd_scan(tmp_path, GRIDS["axial"])) == "seg-nrrd"
     assert default_format(dicom_scan(tmp_path / "d", GRIDS["axial"])) == "dicom-seg"
     assert default_format(picture_scan(tmp_path, ".png")) == "png"
-    assert set(FORMATS) == {"nifti", "dicom-seg", "seg-nrrd", "png", "tiff"}
+    assert set(FORMATS) == {"nifti", "dicom-seg", "dicom-seg-labelmap", "seg-nrrd", "png", "tiff"}
 
 
 def test_impossible_formats_are_refused_with_the_way_out(tmp_path):

@@ -133,6 +133,28 @@ def test_several_formats_hold_one_mask(tmp_path, bundle):
         assert volume.array[index] == nrrd[i, j, k]
 
 
+@pytest.mark.parametrize("format", ["dicom-seg", "dicom-seg-labelmap"])
+def test_a_reproducible_run_gives_the_same_files_again(tmp_path, bundle, format):
+    write_series(tmp_path / "scans" / "ct", noise(), AFFINES["oblique"])
+
+    def run(output, reproducible):
+        segment(tmp_path / "scans", bundle, output, formats=[format], overlays=False, reproducible=reproducible)
+        return (output / "ct_seg.dcm").read_bytes()
+
+    first = run(tmp_path / "a", True)
+    assert run(tmp_path / "b", True) == first and run(tmp_path / "c", False) != first
+    (tmp_path / "a" / "ct_seg.dcm").unlink()
+    assert run(tmp_path / "a", True) == first
+    assert run(tmp_path / "c", True) == first  # what was written with random UIDs is not taken for it
+
+
+def test_two_formats_of_one_file_name_are_refused(tmp_path, bundle):
+    write_series(tmp_path / "scans" / "ct", noise(), AFFINES["lps"])
+    with pytest.raises(FormatError, match=r"dicom-seg and dicom-seg-labelmap would be one file, .* \.dcm; choose one"):
+        segment(tmp_path / "scans", bundle, tmp_path / "masks", formats=["nifti", "dicom-seg", "dicom-seg-labelmap"])
+    assert not (tmp_path / "masks").exists()
+
+
 def test_an_impossible_format_fails_before_anything_is_written(tmp_path, bundle):
     write_series(tmp_path / "scans" / "a", noise(), AFFINES["lps"])
     save_nifti(tmp_path / "scans" / "b.nii.gz", noise())

@@ -1,4 +1,4 @@
-"""DICOM-SEG masks: binary segments on the frames of the source series, coded and coloured."""
+"""DICOM-SEG masks: segments on the frames of the source series, coded and coloured; each a frame of bits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from fewscan import __version__
 from fewscan.errors import FormatError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.labels import Label, LabelTable
+from fewscan.masks.dicom_seg_frames import labels_in_planes, save
+from fewscan.masks.dicom_seg_identity import make_reproducible
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
 from fewscan.terminology import Code
@@ -30,30 +32,66 @@ _TYPE_2 = (
     "ReferringPhysicianName",
 )
 _IDENTITY = ("StudyInstanceUID", "FrameOfReferenceUID", *_TYPE_2)
-_KIND = {
-    "SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "Modality": "SEG", "SegmentationType": "BINARY",
-    "BitsAllocated": "1", "SamplesPerPixel": "1",
-}  # fmt: skip
+_KINDS = {
+    "BINARY": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "BitsAllocated": ("1",)},
+    "LABELMAP": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.7", "BitsAllocated": ("8", "16")},
+}
 
 
 @quietly()
-def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, provenance: Mapping[str, str]) -> None:
-    """Write `values` (i, j, k) as one BINARY DICOM-SEG; frames without label are left out.
+def write(
+    path: Path,
+    values: NDArray[Any],
+    scan: Scan,
+    table: LabelTable,
+    provenance: Mapping[str, str],
+    reproducible: bool = False,
+) -> None:
+    """Write `values` (i, j, k) as one BINARY DICOM-SEG, deflated; frames without label are left out.
 
     Segment n is the n-th label of the table, present or not; an empty mask keeps one empty frame for each segment.
-    Raises FormatError where the source cannot carry a SEG.
+    `reproducible` is as in `write_mask`. Raises FormatError where the source cannot carry a SEG.
+    """
+    found = labels_in_planes(values, table, scan.planes)
+    seg, planes = describe("BINARY", found, scan, table, provenance, values if reproducible else None)
+    numbers = range(1, len(table) + 1)
+    frames = [(number, item) for number in numbers for item, k in enumerate(planes) if found[k, number - 1]]
+    save(path, seg, values, table, frames or [(number, 0) for number in numbers], planes)
+
+
+def describe(
+    kind: str,
+    found: NDArray[np.bool_],
+    scan: Scan,
+    table: LabelTable,
+    provenance: Mapping[str, str],
+    named_after: NDArray[Any] | None = None,
+) -> tuple[Any, list[int]]:
+    """A SEG whose pixels are still to come, as highdicom makes it, and the plane k of each of its per-frame items.
+
+    `kind` is BINARY or LABELMAP. The items are those of each plane where a label was `found` (planes, labels), for the
+    first segment of a BINARY; of an empty mask that of one plane. highdicom is given planes of one pixel. UIDs and
+    times follow from the label values `named_after` (i, j, k) where they are given. Raises FormatError where the source
+    cannot carry a SEG.
+
+    The background of a LABELMAP, segment 0, comes last: each pixel value has to be described (DICOM PS3.3, C.8.20.2.3),
+    but OHIF up to 3.13 takes the n-th item for segment n, and so gives each segment the colour of the one before it
+    where the background comes first.
     """
     import highdicom
-    from pydicom.uid import ExplicitVRLittleEndian
+    from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+    occupied = np.array([labels.any() for labels in found], dtype=np.uint16)
     sources = _sources(scan)
+    for source in sources:
+        source.Rows = source.Columns = 1
     algorithm = _algorithm(provenance)
     ascii_names = all(label.name.isascii() for label in table)
     try:
         seg = highdicom.seg.Segmentation(
             source_images=sources,
-            **_planes(table.to_classes(values, path.name), scan, sources),
-            segmentation_type="BINARY",
+            **_planes(occupied[None, None], scan, sources),
+            segmentation_type=kind,
             segment_descriptions=[_segment(number, label, algorithm) for number, label in enumerate(table, start=1)],
             series_instance_uid=highdicom.UID(),
             series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
@@ -68,7 +106,7 @@ def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, prove
             content_creator_name="fewscan^",
             series_description="fewscan segmentation",
             specific_character_set=sources[0].get("SpecificCharacterSet") if ascii_names else "ISO_IR 192",
-            transfer_syntax_uid=ExplicitVRLittleEndian,
+            transfer_syntax_uid=RLELossless if kind == "LABELMAP" else ExplicitVRLittleEndian,
         )
     except (ValueError, TypeError, AttributeError, KeyError) as problem:
         wrong = _unusable(sources[0])
@@ -76,7 +114,15 @@ def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, prove
         raise FormatError(
             f"{scan.name}: a DICOM-SEG cannot be made from this series: {why}; choose nifti or seg-nrrd"
         ) from problem
-    seg.save_as(path)
+    seg.Columns, seg.Rows = scan.grid.shape[:2]
+    seg.SegmentSequence = sorted(seg.SegmentSequence, key=lambda item: int(item.SegmentNumber) == 0)
+    items = seg.PerFrameFunctionalGroupsSequence
+    if not occupied.any():
+        del items[1:]
+    if named_after is not None:
+        make_reproducible(seg, sources[0], named_after)
+    places = _planes_of_sources(scan, sources)
+    return seg, [places[_source_of(item)] for item in items]
 
 
 def _unusable(source: Any) -> list[str]:
@@ -97,7 +143,7 @@ def _unusable(source: Any) -> list[str]:
 
 
 @quietly()
-def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> None:
+def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, kind: str = "BINARY") -> None:
     """Read back and compare voxel for voxel, twice; raises FormatError on any difference.
 
     3D Slicer (dcmqi) places frames by their position, OHIF by their reference to a source image: both have to give
@@ -113,13 +159,15 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> No
             raise FormatError(f"{path.name}: {name} is not that of the source series")
     if seg.get("FrameOfReferenceUID") != scan.grid.frame_of_reference:
         raise FormatError(f"{path.name}: FrameOfReferenceUID is not that of the scan")
-    for name, expected in _KIND.items():
-        if str(seg.get(name)) != expected:
-            raise FormatError(f"{path.name}: {name} is not {expected}")
+    for name, expected in {"Modality": "SEG", "SegmentationType": kind, "SamplesPerPixel": "1", **_KINDS[kind]}.items():
+        if str(seg.get(name)) not in (expected if isinstance(expected, tuple) else (expected,)):
+            raise FormatError(f"{path.name}: {name} is not that of a {kind} segmentation")
     _check_references(seg, path.name, sources)
     algorithm = _algorithm({})
     wanted = [_described(_segment(number, label, algorithm)) for number, label in enumerate(table, start=1)]
-    if [_described(item) for item in seg.SegmentSequence] != wanted:
+    background = [item for item in seg.SegmentSequence if int(item.SegmentNumber) == 0]
+    described = [_described(item) for item in seg.SegmentSequence if item not in background]
+    if described != wanted or len(background) != (kind == "LABELMAP"):
         raise FormatError(f"{path.name}: the segments are not the labels of the table")
     by_position, by_reference = _rebuild(seg, path.name, scan, sources, table)
     if scan.planes:  # only what was imaged can be referred to
@@ -173,19 +221,24 @@ def _rebuild(
     shared = seg.SharedFunctionalGroupsSequence[0]
     frames = seg.PerFrameFunctionalGroupsSequence
     size = -(-int(seg.NumberOfFrames) * seg.Rows * seg.Columns // 8)
-    if len(frames) != int(seg.NumberOfFrames) or not size <= len(seg.PixelData) <= size + 1:
+    whole = size <= len(seg.PixelData) <= size + 1 if seg.SegmentationType == "BINARY" else True
+    if len(frames) != int(seg.NumberOfFrames) or not whole:
         raise FormatError(
             f"{where}: {seg.NumberOfFrames} frames, {len(frames)} positions and {len(seg.PixelData)} bytes disagree"
         )
-    for frame, bits in zip(frames, _frames(seg), strict=True):
-        number = int(_group(frame, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-        inside = bits.T > 0
+    for frame, pixels in zip(frames, _frames(seg), strict=True):
+        inside, numbers = pixels.T > 0, pixels.T
+        if seg.SegmentationType == "BINARY":
+            number = int(_group(frame, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            numbers = np.broadcast_to(np.uint16(number), inside.shape)
+        if int(numbers.max()) >= table.classes:
+            raise FormatError(f"{where}: a frame is of segment {numbers.max()} of {table.classes - 1}")
         source = _plane_of(frame, shared, where, planes, sources[0])
         for classes, k in ((by_position, _plane_at(frame, shared, where, scan.grid)), (by_reference, source)):
             plane = classes[:, :, k]
             if plane[inside].any():
                 raise FormatError(f"{where}: two frames mark the same voxels of plane {k}")
-            plane[inside] = number
+            plane[inside] = numbers[inside]
     return table.to_values(by_position), table.to_values(by_reference)
 
 
@@ -203,11 +256,17 @@ def _plane_of(frame: Any, shared: Any, where: str, planes: dict[tuple[str, int],
     return found.pop()
 
 
-def _frames(seg: Any) -> Iterator[NDArray[np.uint8]]:
-    """The frames (rows, columns) of 0 and 1, one at a time, since all of them unpacked can take gigabytes.
+def _frames(seg: Any) -> Iterator[NDArray[Any]]:
+    """The frames (rows, columns), one at a time, since all of them unpacked can take gigabytes.
 
-    Frames follow each other bit by bit, lowest bit first, without padding between them.
+    Of a BINARY 0 and 1: frames follow each other bit by bit, lowest bit first, without padding between them. Of a
+    LABELMAP the numbers of segments, 0 for none.
     """
+    from pydicom.pixels.utils import iter_pixels
+
+    if seg.SegmentationType == "LABELMAP":
+        yield from iter_pixels(seg, raw=True)
+        return
     size = seg.Rows * seg.Columns
     packed = np.frombuffer(seg.PixelData, dtype=np.uint8)
     for first in range(0, int(seg.NumberOfFrames) * size, size):
@@ -298,6 +357,12 @@ def _planes_of_sources(scan: Scan, sources: list[Any]) -> dict[tuple[str, int], 
     if scan.frames:
         return {(str(sources[0].SOPInstanceUID), frame): k for k, frame in zip(places, scan.frames, strict=True)}
     return {(str(header.SOPInstanceUID), 1): k for k, header in zip(places, sources, strict=True)}
+
+
+def _source_of(frame: Any) -> tuple[str, int]:
+    """SOPInstanceUID and frame number, from 1, of the image that a frame was made from."""
+    image = frame.DerivationImageSequence[0].SourceImageSequence[0]
+    return str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1)
 
 
 def _planes(classes: NDArray[np.uint16], scan: Scan, sources: list[Any]) -> dict[str, Any]:

@@ -20,13 +20,21 @@ from fewscan.scans.scan import Scan
 FORMATS: Mapping[str, str] = {
     "nifti": ".nii.gz",
     "dicom-seg": ".dcm",
+    "dicom-seg-labelmap": ".dcm",
     "seg-nrrd": ".seg.nrrd",
     "png": ".png",
     "tiff": ".tif",
 }
 """The suffix of each format; a mask's name is its stem and this."""
 
-_FILES = {"nifti": "nifti", "dicom-seg": "dicom_seg", "seg-nrrd": "seg_nrrd", "png": "image", "tiff": "image"}
+_FILES = {
+    "nifti": "nifti",
+    "dicom-seg": "dicom_seg",
+    "dicom-seg-labelmap": "dicom_seg_labelmap",
+    "seg-nrrd": "seg_nrrd",
+    "png": "image",
+    "tiff": "image",
+}
 _SAME_AS_SOURCE = {"nifti": "nifti", "dicom": "dicom-seg", "nrrd": "seg-nrrd", "png": "png", "tiff": "tiff"}
 
 
@@ -41,12 +49,12 @@ def check_format(format: str, scan: Scan) -> None:
     """Raises FormatError, with the way out, where masks of this scan cannot be written in this format."""
     if format not in FORMATS:
         raise FormatError(f"{format!r} is no mask format; choose one of {', '.join(FORMATS)}")
-    if format == "dicom-seg" and scan.format != "dicom":
+    if format.startswith("dicom-seg") and scan.format != "dicom":
         raise FormatError(
             f"{scan.name}: a DICOM-SEG refers to the DICOM series it was made from, and this scan is "
             f"{scan.format}; choose nifti or seg-nrrd"
         )
-    if format == "dicom-seg" and scan.grid.frame_of_reference is None:
+    if format.startswith("dicom-seg") and scan.grid.frame_of_reference is None:
         raise FormatError(
             f"{scan.name}: the series has no FrameOfReferenceUID, so a DICOM-SEG could not be placed; "
             f"choose nifti or seg-nrrd"
@@ -69,6 +77,7 @@ def write_mask(
     stem: Path,
     format: str,
     provenance: Mapping[str, str] | None = None,
+    reproducible: bool = False,
 ) -> tuple[Path, ...]:
     """Write the mask of a scan and give the paths of the files, the mask first.
 
@@ -77,6 +86,8 @@ def write_mask(
     The mask is `stem` + `FORMATS[format]`; a NIfTI gets a 3D Slicer colour table `stem` + `.ctbl` beside it, which
     keeps names and colours. `provenance` (what made the mask: bundle, model_sha256, version, ...) goes into formats
     that have a place for it.
+    `reproducible` takes a DICOM-SEG's UIDs from what it holds and its times from the source, so that the same mask of
+    the same source with the same provenance is the same file; other formats hold neither.
     A final name appears only after the file was read back and holds these values on this grid; otherwise nothing
     stays, and FormatError, LabelError or OSError is raised. Files of the same names are replaced.
     """
@@ -94,7 +105,8 @@ def write_mask(
     with TemporaryDirectory(prefix=".partial-", dir=mask.parent, ignore_cleanup_errors=True) as folder:
         written = [Path(folder) / mask.name]  # in a hidden folder on the same disk, so that renaming is atomic
         try:
-            module.write(written[0], values, scan, table, provenance or {})
+            named = {"reproducible": True} if reproducible and format.startswith("dicom-seg") else {}
+            module.write(written[0], values, scan, table, provenance or {}, **named)
             module.check(written[0], values, scan, table)
         except (FewscanError, OSError):
             raise

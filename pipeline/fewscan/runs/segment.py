@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fewscan.arrays import Arrays, count_values
-from fewscan.errors import BundleError, FewscanError, first_line
+from fewscan.errors import BundleError, FewscanError, FormatError, first_line
 from fewscan.files import replace_when_complete
 from fewscan.labels import LabelTable
 from fewscan.masks import FORMATS, check_format, default_format, write_mask, write_overlay
@@ -46,6 +46,7 @@ def segment(
     backend: str = "auto",
     straighten: bool = False,
     resample_gaps: bool = False,
+    reproducible: bool = False,
 ) -> Report:
     """Segment every scan of a folder (or one scan) with a trained bundle.
 
@@ -72,6 +73,8 @@ def segment(
             the same.
         resample_gaps: interpolate slices that are missing in a DICOM series, which is refused else. Its DICOM-SEG holds
             the slices that are there, other masks the interpolated ones too.
+        reproducible: give DICOM-SEG files UIDs and times that follow from what they hold, so that the same run gives
+            the same files.
 
     Raises:
         FewscanError: nothing could be begun: no scans, an untrained bundle, an impossible format, colliding names, not
@@ -89,6 +92,7 @@ def segment(
     for scan in found.scans:
         for name in wanted[scan]:
             check_format(name, scan)
+    _refuse_equal_suffixes(formats)
     refuse_equal_names(found.scans)
     members = fold_models(bundle) if ensemble else ()
     weights = bundle / "models" / "model.pt"
@@ -107,14 +111,15 @@ def segment(
     budget = share_out(max_memory, max_gpu_memory, predictor.device.type == "cuda", predictor.weight_bytes)
     predictor.allow(budget.tile_memory_gb)
     _say_what_is_planned(budget, found.scans, predictor)
-    ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays})
+    asked = {"reproducible": True} if reproducible else {}
+    ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays, **asked})
     ledger.open(source)
     empty = Arrays(output / "fewscan", budget.array)
     bar = tqdm(found.scans, unit="scan", smoothing=0.1)
     try:
         for scan in bar:
             bar.set_postfix_str(scan.name)
-            report.rows.append(_one(scan, wanted[scan], ledger, predictor, table, overlays, empty))
+            report.rows.append(_one(scan, wanted[scan], ledger, predictor, table, overlays, empty, reproducible))
     except KeyboardInterrupt:
         report.interrupted = True
     finally:
@@ -132,6 +137,7 @@ def _one(
     table: LabelTable,
     overlays: bool,
     empty: Arrays,
+    reproducible: bool,
 ) -> dict[str, Any]:
     """Segment one scan, or say why not; a row of the report."""
     receipt = ledger.receipt(scan)
@@ -153,8 +159,9 @@ def _one(
                 former.append(kept)
             elif kept is not None:
                 notes.append(f"{Path(name).name} was there, changed since or not by fewscan: kept as {kept}")
+        made_by = {key: str(value) for key, value in predictor.spec.items()}
         for format in formats:
-            outputs += write_mask(values, scan, table, stem, format, {k: str(v) for k, v in predictor.spec.items()})
+            outputs += write_mask(values, scan, table, stem, format, made_by, reproducible)
         if overlays:
             picture = Path(f"{stem}_overlay.png")
             try:
@@ -179,6 +186,13 @@ def _one(
         return {**_row(receipt), "status": "done"}
     except Exception as problem:  # whatever it is, the other scans go on
         return failed_row(scan.name, problem, ledger.output)
+
+
+def _refuse_equal_suffixes(formats: Sequence[str]) -> None:
+    for suffix, many in Counter(FORMATS[format] for format in set(formats)).items():
+        if many > 1:
+            both = " and ".join(format for format in FORMATS if format in formats and FORMATS[format] == suffix)
+            raise FormatError(f"{both} would be one file, with the suffix {suffix}; choose one, or two --output")
 
 
 def _sweep(stem: Path) -> None:

@@ -1,0 +1,49 @@
+"""DICOM-SEG masks as label maps (DICOM supplement 243): one frame a plane, each pixel the number of its segment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan.labels import LabelTable
+from fewscan.masks import dicom_seg
+from fewscan.masks.dicom_seg_frames import labels_in_planes
+from fewscan.scans.quiet import quietly
+from fewscan.scans.scan import Scan
+
+
+@quietly()
+def write(
+    path: Path,
+    values: NDArray[Any],
+    scan: Scan,
+    table: LabelTable,
+    provenance: Mapping[str, str],
+    reproducible: bool = False,
+) -> None:
+    """Write `values` (i, j, k) as one LABELMAP DICOM-SEG, run-length encoded; planes without label are left out.
+
+    Segment n is the n-th label of the table, present or not; 8 bits a pixel up to 255 labels, else 16; an empty mask
+    keeps one empty frame. `reproducible` is as in `write_mask`. Raises FormatError where the source cannot carry a SEG.
+    """
+    from highdicom.frame import encode_frame
+    from pydicom.encaps import encapsulate
+
+    found = labels_in_planes(values, table, scan.planes)
+    seg, planes = dicom_seg.describe("LABELMAP", found, scan, table, provenance, values if reproducible else None)
+    numbers = np.zeros(int(table.values.max()) + 1, dtype=f"u{seg.BitsAllocated // 8}")
+    numbers[table.values] = range(table.classes)
+    how = (seg.BitsAllocated, seg.BitsStored, seg.PhotometricInterpretation, seg.PixelRepresentation)
+    syntax = seg.file_meta.TransferSyntaxUID
+    frames = [encode_frame(np.ascontiguousarray(numbers[values[:, :, k].T]), syntax, *how) for k in planes]
+    seg.NumberOfFrames, seg.PixelData = len(frames), encapsulate(frames)
+    seg.save_as(path)
+
+
+def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> None:
+    """Read back and compare as for BINARY; raises FormatError on any difference."""
+    dicom_seg.check(path, values, scan, table, "LABELMAP")
