@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan import __version__
+from fewscan.arrays import slabs
 from fewscan.errors import FormatError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.labels import Label, LabelTable
@@ -45,12 +46,14 @@ def _quietly() -> Iterator[None]:
 def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, provenance: Mapping[str, str]) -> None:
     """Write `values` (i, j, k) as one BINARY DICOM-SEG; frames without label are left out.
 
-    Segment n is the n-th label of the table, present or not; an empty mask keeps one empty frame for each segment.
+    Every label of the table is a segment, present ones first, in the order of the table; an empty mask keeps one
+    empty frame for each segment.
     Raises FormatError where the source cannot carry a SEG.
     """
     import highdicom
     from pydicom.uid import ExplicitVRLittleEndian
 
+    table = _present_first(values, table)
     sources = _sources(scan)
     algorithm = _algorithm(provenance)
     ascii_names = all(label.name.isascii() for label in table)
@@ -84,6 +87,18 @@ def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, prove
     seg.save_as(path)
 
 
+def _present_first(values: NDArray[Any], table: LabelTable) -> LabelTable:
+    """The labels that `values` (i, j, k) holds, then the others, each in the order of the table.
+
+    3D Slicer skips empty segments and gives the others the names in the file's order, so that behind an empty one
+    every segment would carry its neighbour's name.
+    """
+    present = np.zeros(1 << 16, dtype=bool)
+    for _, slab in slabs(values):
+        present[slab.astype(np.uint16, copy=False)] = True
+    return LabelTable(tuple(sorted(table, key=lambda label: not present[label.value])))
+
+
 def _unusable(source: Any) -> list[str]:
     """Keywords of what a SEG copies from its source and the source lacks or has in a form that DICOM forbids."""
     from pydicom import config, valuerep
@@ -110,6 +125,7 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> No
     """
     import pydicom
 
+    table = _present_first(values, table)
     seg = pydicom.dcmread(path)
     sources = _sources(scan)
     for name in _IDENTITY:
