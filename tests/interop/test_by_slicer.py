@@ -1,6 +1,6 @@
 """3D Slicer's own code opens our masks: names, colours, codes, and every voxel at its place.
 
-Skipped unless FEWSCAN_SLICER_PYTHON names a Python that has `slicer-core`; `.ci/interop-slicer` makes one and runs this.
+Skipped unless FEWSCAN_SLICER_PYTHON names a Python with `slicer-core`; `.ci/interop-slicer` makes one and runs this.
 """
 
 import json
