@@ -57,6 +57,7 @@ def phantom() -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
 
 
 def main(folder: Path) -> None:
+    """Write the scan and its masks, as DICOM and as NIfTI."""
     hu, values = phantom()
     files = write_series(folder / "ct", hu, AFFINE, RescaleType="HU", WindowCenter=60, WindowWidth=400)
     write_mask(values, open_scan(files), TABLE, folder / "ct_seg", "dicom-seg")

@@ -19,14 +19,19 @@ from masks.cases import GRIDS, LARGE, SHEARED, TABLE, dicom_scan, mask, nifti_sc
 READER = Path(__file__).with_name("slicer_reads.py")
 
 
-def by_slicer(path: Path, *colours: Path) -> list[dict]:
-    """What 3D Slicer holds after loading: a segment each with name, colour, terminology and voxels (mm, RAS+)."""
+def opened(path: Path, *colours: Path) -> subprocess.CompletedProcess[str]:
+    """What 3D Slicer prints on loading a mask."""
     python = os.environ.get("FEWSCAN_SLICER_PYTHON")
     if not python:
         pytest.skip("FEWSCAN_SLICER_PYTHON names no Python with slicer-core (.ci/interop-slicer makes one)")
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [python, str(READER), *map(str, (path, *colours))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
+
+
+def by_slicer(path: Path, *colours: Path) -> list[dict]:
+    """What 3D Slicer holds after loading: a segment each with name, colour, terminology and voxels (mm, RAS+)."""
+    done = opened(path, *colours)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -114,3 +119,11 @@ def test_without_its_colour_table_a_nifti_has_no_names(tmp_path):
 def test_slicer_keeps_the_shear_of_a_gantry_tilt_in_seg_nrrd(tmp_path):
     segments = loaded(tmp_path, "seg-nrrd", SHEARED, mask())
     assert_same_places(places(segments), expected(mask(), SHEARED, TABLE))
+
+
+def test_slicer_refuses_the_shear_of_a_gantry_tilt_in_nifti(tmp_path):
+    """So docs/open_masks.md sends such masks through seg.nrrd."""
+    path, colours = write_mask(mask(), nifti_scan(tmp_path, SHEARED), TABLE, tmp_path / "m_seg", "nifti")
+    done = opened(path, colours)
+    assert done.returncode != 0
+    assert "ITK only supports orthonormal direction cosines" in done.stderr
