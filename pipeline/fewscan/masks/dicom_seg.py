@@ -14,7 +14,7 @@ from fewscan import __version__
 from fewscan.errors import FormatError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.labels import Label, LabelTable
-from fewscan.masks.dicom_seg_frames import labels_in_planes, save
+from fewscan.masks.dicom_seg_frames import present_first, save
 from fewscan.masks.dicom_seg_identity import make_reproducible
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
@@ -49,10 +49,10 @@ def write(
 ) -> None:
     """Write `values` (i, j, k) as one BINARY DICOM-SEG, deflated; frames without label are left out.
 
-    Segment n is the n-th label of the table, present or not; an empty mask keeps one empty frame for each segment.
-    `reproducible` is as in `write_mask`. Raises FormatError where the source cannot carry a SEG.
+    Every label of the table is a segment, present ones first (see `present_first`); an empty mask keeps one empty frame
+    for each segment. `reproducible` is as in `write_mask`. Raises FormatError where the source cannot carry a SEG.
     """
-    found = labels_in_planes(values, table, scan.planes)
+    table, found = present_first(values, table, scan.planes)
     seg, planes = describe("BINARY", found, scan, table, provenance, values if reproducible else None)
     numbers = range(1, len(table) + 1)
     frames = [(number, item) for number in numbers for item, k in enumerate(planes) if found[k, number - 1]]
@@ -152,6 +152,7 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, kind:
     """
     import pydicom
 
+    table, _ = present_first(values, table, scan.planes)
     seg = pydicom.dcmread(path)
     sources = _sources(scan)
     for name in _IDENTITY:

@@ -38,6 +38,20 @@ def labels_in_planes(values: NDArray[Any], table: LabelTable, imaged: Sequence[i
     return found
 
 
+def present_first(
+    values: NDArray[Any], table: LabelTable, imaged: Sequence[int] = ()
+) -> tuple[LabelTable, NDArray[np.bool_]]:
+    """The labels that occur, then the others, each in the order of the table; and `labels_in_planes` for that table.
+
+    3D Slicer skips empty segments and gives the others the names in the file's order, so that behind an empty one every
+    segment would carry its neighbour's name.
+    """
+    found = labels_in_planes(values, table, imaged)
+    order = np.argsort(~found.any(axis=0), kind="stable")
+    labels = tuple(table)
+    return LabelTable(tuple(labels[n] for n in order)), found[:, order]
+
+
 def save(
     path: Path,
     seg: Any,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fewscan.labels import LabelTable
 from fewscan.masks import dicom_seg
-from fewscan.masks.dicom_seg_frames import labels_in_planes
+from fewscan.masks.dicom_seg_frames import present_first
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
 
@@ -27,13 +27,13 @@ def write(
 ) -> None:
     """Write `values` (i, j, k) as one LABELMAP DICOM-SEG, run-length encoded; planes without label are left out.
 
-    Segment n is the n-th label of the table, present or not; 8 bits a pixel up to 255 labels, else 16; an empty mask
+    Every label of the table is a segment, present ones first; 8 bits a pixel up to 255 labels, else 16; an empty mask
     keeps one empty frame. `reproducible` is as in `write_mask`. Raises FormatError where the source cannot carry a SEG.
     """
     from highdicom.frame import encode_frame
     from pydicom.encaps import encapsulate
 
-    found = labels_in_planes(values, table, scan.planes)
+    table, found = present_first(values, table, scan.planes)
     seg, planes = dicom_seg.describe("LABELMAP", found, scan, table, provenance, values if reproducible else None)
     numbers = np.zeros(int(table.values.max()) + 1, dtype=f"u{seg.BitsAllocated // 8}")
     numbers[table.values] = range(table.classes)
