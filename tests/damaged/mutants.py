@@ -105,7 +105,8 @@ def own_series(valid: dict[str, bytes], number: int) -> dict[str, bytes]:
     changed = dict(valid)
     for name in valid:
         if name.endswith(".dcm"):
-            start, plain = _inflated(valid[name]) if name == "deflated.dcm" else (b"", valid[name])
+            deflated = DeflatedExplicitVRLittleEndian.encode() in valid[name][:1000]  # as a DICOM-SEG is
+            start, plain = _inflated(valid[name]) if deflated else (b"", valid[name])
             at = plain.index(b"\x20\x00\x0e\x00") + 8  # SeriesInstanceUID
             end = plain.index(b"\x20\x00", at)
             uid = plain[at:end].rstrip(b"\0")
@@ -161,7 +162,7 @@ def _by_kind(name: str) -> Callable[[bytes, np.random.Generator, Path], tuple[by
         ("rle.dcm", _dicom),
         ("j2k.dcm", _dicom),
         ("deflated.dcm", _deflated),
-        ("mask.dcm", _dicom),
+        ("mask.dcm", _deflated),
     ):
         if name.endswith(end):
             return change
