@@ -403,11 +403,11 @@ def test_monai_label_names_the_labels_by_channel_def(trained):
 
 @every_member
 def test_monai_label_replaces_data_and_adds_handlers(copy):
-    """What its training task does: other items under `data`, one handler more, fewer epochs."""
+    """What its training task does: other items under `data`, one handler more, fewer epochs, the device by its name."""
     shutil.rmtree(copy / "models")
     items = [{k: str(copy.parent / "data" / f"{k}s" / f"case{n}.nii.gz") for k in ("image", "label")} for n in (0, 1)]
     parser = parsed(copy, "train", **{
-        "train#dataset#data": items[:1], "validate#dataset#data": items[1:], "train#trainer#max_epochs": 1,
+        "train#dataset#data": items[:1], "validate#dataset#data": items[1:], "train#trainer#max_epochs": 1, "device": "cpu",
     })  # fmt: skip
     parser["train#handlers"].append({"_target_": "StatsHandler", "output_transform": "$lambda output: None"})
     parser.parse(True)
