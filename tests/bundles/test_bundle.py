@@ -403,11 +403,12 @@ def test_monai_label_names_the_labels_by_channel_def(trained):
 
 @every_member
 def test_monai_label_replaces_data_and_adds_handlers(copy):
-    """What its training task does: other items under `data`, one handler more, fewer epochs."""
+    """What its training task does: other items under `data`, one handler more, fewer epochs, the device by its name."""
     shutil.rmtree(copy / "models")
     items = [{k: str(copy.parent / "data" / f"{k}s" / f"case{n}.nii.gz") for k in ("image", "label")} for n in (0, 1)]
     parser = parsed(copy, "train", **{
-        "train#dataset#data": items[:1], "validate#dataset#data": items[1:], "train#trainer#max_epochs": 1,
+        "train#dataset#data": items[:1], "validate#dataset#data": items[1:],
+        "train#trainer#max_epochs": 1, "device": "cpu",
     })  # fmt: skip
     parser["train#handlers"].append({"_target_": "StatsHandler", "output_transform": "$lambda output: None"})
     parser.parse(True)
@@ -442,6 +443,17 @@ def test_monai_deploys_demands(trained):
     turned = [np.flip(mask, axes) for axes in [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]]
     found = (mask[truth] == 1).mean() - (mask[~truth] == 1).mean()
     assert found > max(0.5, *((other[truth] == 1).mean() - (other[~truth] == 1).mean() for other in turned))
+
+
+@every_shipped
+def test_monai_deploy_finds_one_image_in_and_one_out(shipped):
+    """MonaiBundleInferenceOperator wants every input sent, and sends on as an image what has the type `image`."""
+    formats = json.loads((shipped / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert {key: value["type"] for key, value in formats["inputs"].items()} == {"image": "image"}
+    assert {key: value["type"] for key, value in formats["outputs"].items()} == {"pred": "image"}
+    inference = json.loads((shipped / "configs" / "inference.json").read_text())
+    assert {step["keys"] for step in inference["preprocessing"]["transforms"]} == {"image"}
+    assert {step["keys"] for step in inference["postprocessing"]["transforms"]} == {"pred"}
 
 
 @every_member
