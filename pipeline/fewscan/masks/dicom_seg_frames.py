@@ -15,7 +15,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from fewscan.arrays import count_values, release
+from fewscan.arrays import release
 from fewscan.errors import FormatError
 from fewscan.labels import LabelTable
 
@@ -30,7 +30,9 @@ def labels_in_planes(values: NDArray[Any], table: LabelTable) -> NDArray[np.bool
     many = int(table.values.max()) + 1
     found = np.empty((values.shape[2], len(table)), dtype=np.bool_)
     for k in range(values.shape[2]):
-        found[k] = count_values(values[:, :, k], many)[table.values[1:]] > 0
+        plane = values[:, :, k].T.ravel()
+        ends = np.append(np.flatnonzero(plane[1:] != plane[:-1]), plane.size - 1)  # of runs: counting is slow
+        found[k] = np.bincount(plane[ends], minlength=many)[table.values[1:]] > 0
         release(values)
     return found
 
@@ -62,7 +64,9 @@ def save(
             f"{path.name}: {len(frames)} frames of {seg.Columns} x {seg.Rows} pixels take {bits / 8e9:.1f} GB, a "
             f"DICOM-SEG holds 4.3 GB; choose dicom-seg-labelmap"
         )
-    items = [_Item(item) for item in seg.PerFrameFunctionalGroupsSequence]
+    items = seg.PerFrameFunctionalGroupsSequence
+    content, segment = encoded(items[0][_CONTENT : _CONTENT + 1]), encoded(items[0][_SEGMENT:])
+    items = [_Item(item, content, segment) for item in items]
     for name in ("PerFrameFunctionalGroupsSequence", "PixelData"):
         delattr(seg, name)
     seg.NumberOfFrames = len(frames)
@@ -96,12 +100,13 @@ def _parts(
 class _Item:
     """The functional groups of a frame as DICOM's bytes, in which only the segment's number changes.
 
-    The dimension indices (segment, then plane) and the segment's number are the last bytes of their elements.
+    `content` and `segment` are the elements of any item that name plane and segment: the dimension indices (segment,
+    then plane) and the segment's number are their last bytes.
     """
 
-    def __init__(self, item: Any) -> None:
-        self.before, self.content = encoded(item[:_CONTENT]), encoded(item[_CONTENT : _CONTENT + 1])
-        self.after, self.segment = encoded(item[_CONTENT + 1 : _SEGMENT]), encoded(item[_SEGMENT:])
+    def __init__(self, item: Any, content: bytes, segment: bytes) -> None:
+        self.before, self.after = encoded(item[:_CONTENT]), encoded(item[_CONTENT + 1 : _SEGMENT])
+        self.content, self.segment = content, segment
         self.plane = int(item.FrameContentSequence[0].DimensionIndexValues[1])
 
     def __len__(self) -> int:
