@@ -42,7 +42,10 @@ def by_ohif(path, scan, table):
         for pixel, segment in answer["found"].get(image, []):
             plane[pixel] = segment
         drawn[:, :, k] = plane.reshape(drawn.shape[1], drawn.shape[0]).T
-    return table.to_values(drawn), answer["segments"], answer["dicomParser"]
+    value = {label.name: label.value for label in table}
+    named = {segment["number"]: value[segment["label"]] for segment in answer["segments"] if segment["number"] > 0}
+    values = np.array([named.get(number, 0) for number in range(len(table) + 1)], dtype=table.dtype)
+    return values[drawn], answer["segments"], answer["dicomParser"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
