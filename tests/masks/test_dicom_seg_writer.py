@@ -151,6 +151,9 @@ def enhanced(folder):
     for name in ("PatientSex", "AccessionNumber", "PatientBirthDate", "ReferringPhysicianName", "StudyID"):
         setattr(source, name, source.get(name, ""))
     source.save_as(folder / "enhanced.dcm")
+    distance = open_scan([folder / "enhanced.dcm"]).grid.spacing_mm[2]
+    source.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = f"{distance:.10g}"
+    source.save_as(folder / "enhanced.dcm")
     return open_scan([folder / "enhanced.dcm"])
 
 
