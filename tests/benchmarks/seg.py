@@ -70,13 +70,13 @@ def main() -> None:
 
 
 def make(folder: Path, shape: tuple[int, ...], segments: int) -> None:
-    """A series of noise, and a mask with a ball of each label; later ones cover earlier ones."""
+    """A series of noise, and a mask with a ball of each label; smaller ones cover larger ones."""
     random = np.random.default_rng(0)
     write_series(folder / "series", random.integers(0, 50, shape, dtype=np.int16), AFFINE)
     x, y, z = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape)]
     mask = np.zeros(shape, np.uint8, order="F")
-    for label in range(1, segments + 1):
-        centre, radius = random.uniform(-0.7, 0.7, 3), random.uniform(0.15, 0.45)
+    for label, radius in enumerate(sorted(random.uniform(0.15, 0.6, segments), reverse=True), start=1):
+        centre = random.uniform(-0.7, 0.7, 3)
         rough = 0.02 * np.sin(30 * x) * np.cos(28 * y)
         mask[(x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2 + rough < radius**2] = label
     np.save(folder / "mask.npy", mask)

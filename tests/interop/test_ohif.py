@@ -16,7 +16,7 @@ from pydicom.uid import generate_uid
 from conftest import shared
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
-from fewscan.masks import write_mask
+from fewscan.masks import dicom_seg_frames, write_mask
 from fewscan.scans import open_scan
 from masks.cases import GRIDS, SHEARED, TABLE, dicom_scan, mask
 
@@ -24,6 +24,12 @@ pytestmark = pytest.mark.ohif
 KINDS = ("dicom-seg", "dicom-seg-labelmap")
 SHAPE = (8, 6, 7)
 """48 pixels a plane, whole bytes of bits."""
+
+
+@pytest.fixture(autouse=True, params=["plain", "deflated"])
+def size(request, monkeypatch):
+    """Files of many pixels are deflated: here, as if small ones were many."""
+    monkeypatch.setattr(dicom_seg_frames, "PLAIN", 10**9 if request.param == "plain" else -1)
 
 
 def by_ohif(path, scan, table):
@@ -42,7 +48,10 @@ def by_ohif(path, scan, table):
         for pixel, segment in answer["found"].get(image, []):
             plane[pixel] = segment
         drawn[:, :, k] = plane.reshape(drawn.shape[1], drawn.shape[0]).T
-    return table.to_values(drawn), answer["segments"], answer["dicomParser"]
+    value = {label.name: label.value for label in table}
+    named = {segment["number"]: value[segment["label"]] for segment in answer["segments"] if segment["number"] > 0}
+    values = np.array([named.get(number, 0) for number in range(len(table) + 1)], dtype=table.dtype)
+    return values[drawn], answer["segments"], answer["dicomParser"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,6 +28,18 @@ FREE = ("SOPInstanceUID", "SeriesInstanceUID", "InstanceCreationDate", "Instance
 """What differs from one writing to the next."""
 
 
+@pytest.fixture(autouse=True, params=["plain", "deflated"])
+def size(request, monkeypatch):
+    """Files of many pixels are deflated: here, as if small ones were many."""
+    monkeypatch.setattr(dicom_seg_frames, "PLAIN", 10**9 if request.param == "plain" else -1)
+
+
+def in_order(table, seg):
+    """The table in the order of the segments, which are known by their names."""
+    labels = {label.name: label for label in table}
+    return LabelTable(tuple(labels[item.SegmentLabel] for item in seg.SegmentSequence if item.SegmentNumber > 0))
+
+
 def by_highdicom(ours, scan, values, table, kind):
     """highdicom's own SEG of the whole mask with the descriptions of `ours`, but a label map's background last."""
     sources = [pydicom.dcmread(file) for file in dict.fromkeys(scan.files)]
@@ -82,7 +94,8 @@ def assert_same_elements(path, scan, values, table, kind, folder):
     by_highdicom(ours, scan, values, table, kind).save_as(folder / "highdicom.dcm")
     theirs = pydicom.dcmread(folder / "highdicom.dcm")
     assert ours.file_meta.MediaStorageSOPInstanceUID == ours.SOPInstanceUID
-    syntax = RLELossless if kind == "LABELMAP" else DeflatedExplicitVRLittleEndian
+    binary = DeflatedExplicitVRLittleEndian if dicom_seg_frames.PLAIN < 0 else ExplicitVRLittleEndian
+    syntax = RLELossless if kind == "LABELMAP" else binary
     assert ours.file_meta.TransferSyntaxUID == syntax
     for meta in (ours.file_meta, theirs.file_meta):
         for name in ("MediaStorageSOPInstanceUID", "TransferSyntaxUID", "FileMetaInformationGroupLength"):
@@ -147,6 +160,9 @@ def enhanced(folder):
             setattr(source.SharedFunctionalGroupsSequence[0], sequence, first)
     for name in ("PatientSex", "AccessionNumber", "PatientBirthDate", "ReferringPhysicianName", "StudyID"):
         setattr(source, name, source.get(name, ""))
+    source.save_as(folder / "enhanced.dcm")
+    distance = open_scan([folder / "enhanced.dcm"]).grid.spacing_mm[2]
+    source.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = f"{distance:.10g}"
     source.save_as(folder / "enhanced.dcm")
     return open_scan([folder / "enhanced.dcm"])
 
@@ -251,18 +267,14 @@ def test_a_label_map_is_read_back_by_highdicom_and_by_us(tmp_path, name):
     uids = [pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID for file in scan.files]
     seg = highdicom.seg.segread(path)
     planes = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, combine_segments=True)
-    value = {label.name: label.value for label in table}
-    numbered = np.zeros(len(table) + 1, dtype=np.uint16)
-    for item in seg.SegmentSequence:
-        numbered[item.SegmentNumber] = value.get(item.SegmentLabel, 0)
-    np.testing.assert_array_equal(numbered[planes.transpose(2, 1, 0)], values)
+    np.testing.assert_array_equal(in_order(table, seg).to_values(planes.transpose(2, 1, 0)), values)
     assert seg.BitsAllocated == (16 if len(table) > 255 else 8)
     found = np.zeros(values.shape, dtype=np.uint16)
     to_index = np.linalg.inv(scan.grid.affine)
     for part in read_dicom_segments(path):
         k = round(float((to_index @ part.grid.affine[:, 3])[2]))
         found[:, :, k][part.mask[..., 0]] = part.segment.value
-    np.testing.assert_array_equal(numbered[found], values)
+    np.testing.assert_array_equal(in_order(table, seg).to_values(found), values)
 
 
 def mirrored(what):

@@ -47,7 +47,7 @@ def write(
     provenance: Mapping[str, str],
     reproducible: bool = False,
 ) -> None:
-    """Write `values` (i, j, k) as one BINARY DICOM-SEG, deflated; frames without label are left out.
+    """Write `values` (i, j, k) as one BINARY DICOM-SEG, large ones deflated; frames without label are left out.
 
     Every label of the table is a segment, present ones first (see `present_first`); an empty mask keeps one empty frame
     for each segment. `reproducible` is as in `write_mask`. Raises FormatError where the source cannot carry a SEG.
@@ -88,11 +88,12 @@ def describe(
     algorithm = _algorithm(provenance)
     ascii_names = all(label.name.isascii() for label in table)
     try:
+        segments = [_segment(number, label, algorithm) for number, label in enumerate(table, start=1)]
         seg = highdicom.seg.Segmentation(
             source_images=sources,
             **_planes(occupied[None, None], scan, sources),
             segmentation_type=kind,
-            segment_descriptions=[_segment(number, label, algorithm) for number, label in enumerate(table, start=1)],
+            segment_descriptions=segments[:2] if kind == "BINARY" else segments,  # it looks at each in each plane
             series_instance_uid=highdicom.UID(),
             series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
             sop_instance_uid=highdicom.UID(),
@@ -115,7 +116,7 @@ def describe(
             f"{scan.name}: a DICOM-SEG cannot be made from this series: {why}; choose nifti or seg-nrrd"
         ) from problem
     seg.Columns, seg.Rows = scan.grid.shape[:2]
-    seg.SegmentSequence = sorted(seg.SegmentSequence, key=lambda item: int(item.SegmentNumber) == 0)
+    seg.SegmentSequence = [*segments, *(item for item in seg.SegmentSequence if item.SegmentNumber == 0)]
     items = seg.PerFrameFunctionalGroupsSequence
     if not occupied.any():
         del items[1:]
