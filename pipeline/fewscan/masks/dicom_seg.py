@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan import __version__
+from fewscan.arrays import release
 from fewscan.errors import FormatError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.labels import Label, LabelTable
 from fewscan.masks.dicom_seg_frames import present_first, save
 from fewscan.masks.dicom_seg_identity import make_reproducible
+from fewscan.masks.dicom_seg_pixels import Frames, opened
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
 from fewscan.terminology import Code
@@ -32,9 +34,9 @@ _TYPE_2 = (
     "ReferringPhysicianName",
 )
 _IDENTITY = ("StudyInstanceUID", "FrameOfReferenceUID", *_TYPE_2)
-_KINDS = {
-    "BINARY": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "BitsAllocated": ("1",)},
-    "LABELMAP": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.7", "BitsAllocated": ("8", "16")},
+_KIND = {
+    "BINARY": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4", "BitsAllocated": "1"},
+    "LABELMAP": {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.7", "PixelPaddingValue": "0"},
 }
 
 
@@ -151,35 +153,50 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, kind:
     `values` on the scan's grid. Patient, study, frame of reference and the images referred to have to be the source's,
     and the segments those of the table, in number, name, code and colour.
     """
-    import pydicom
-
     table, _ = present_first(values, table, scan.planes)
-    seg = pydicom.dcmread(path)
     sources = _sources(scan)
+    with opened(path) as (seg, pixels):
+        _check_header(seg, path.name, scan, sources, table, kind)
+        placed = _placed(seg, path.name, scan, sources)
+        wrong = {"position": 0, "source image": 0}
+        for k in range(scan.grid.shape[2]):
+            by_position, by_reference = placed[k]
+            expected, where = np.ascontiguousarray(values[:, :, k].T), f"{path.name}: plane {k}"
+            if scan.planes and k not in scan.planes:  # only what was imaged can be referred to
+                expected = np.zeros_like(expected)
+            found = table.to_values(_composed(pixels, by_position, expected.shape, len(table), where))
+            wrong["position"] += int(np.count_nonzero(expected != found))
+            if by_reference != by_position:
+                found = table.to_values(_composed(pixels, by_reference, expected.shape, len(table), where))
+            wrong["source image"] += int(np.count_nonzero(expected != found))
+            release(values)
+    for way, many in wrong.items():
+        if many:
+            raise FormatError(f"{path.name}: placed by their {way}, its frames give {many} wrong voxels")
+
+
+def _check_header(seg: Any, where: str, scan: Scan, sources: list[Any], table: LabelTable, kind: str) -> None:
+    """Raise FormatError where anything but the frames is not as it was written."""
+    if seg.get("SegmentationType") != kind:
+        raise FormatError(f"{where}: is no {kind} segmentation")
     for name in _IDENTITY:
         if str(seg.get(name) or "") != str(sources[0].get(name) or ""):
-            raise FormatError(f"{path.name}: {name} is not that of the source series")
+            raise FormatError(f"{where}: {name} is not that of the source series")
     if seg.get("FrameOfReferenceUID") != scan.grid.frame_of_reference:
-        raise FormatError(f"{path.name}: FrameOfReferenceUID is not that of the scan")
-    for name, expected in {"Modality": "SEG", "SegmentationType": kind, "SamplesPerPixel": "1", **_KINDS[kind]}.items():
-        if str(seg.get(name)) not in (expected if isinstance(expected, tuple) else (expected,)):
-            raise FormatError(f"{path.name}: {name} is not that of a {kind} segmentation")
-    _check_references(seg, path.name, sources)
+        raise FormatError(f"{where}: FrameOfReferenceUID is not that of the scan")
+    for name, expected in {**_KIND[kind], "Modality": "SEG", "SamplesPerPixel": "1"}.items():
+        if str(seg.get(name)) != expected:
+            raise FormatError(f"{where}: {name} is not {expected}")
+    _check_references(seg, where, sources)
     algorithm = _algorithm({})
     wanted = [_described(_segment(number, label, algorithm)) for number, label in enumerate(table, start=1)]
-    background = [item for item in seg.SegmentSequence if int(item.SegmentNumber) == 0]
-    described = [_described(item) for item in seg.SegmentSequence if item not in background]
-    if described != wanted or len(background) != (kind == "LABELMAP"):
-        raise FormatError(f"{path.name}: the segments are not the labels of the table")
-    by_position, by_reference = _rebuild(seg, path.name, scan, sources, table)
-    if scan.planes:  # only what was imaged can be referred to
-        imaged = np.zeros_like(values)
-        imaged[:, :, list(scan.planes)] = values[:, :, list(scan.planes)]
-        values = imaged
-    for way, found in (("position", by_position), ("source image", by_reference)):
-        wrong = int(np.count_nonzero(found != values))
-        if wrong:
-            raise FormatError(f"{path.name}: placed by their {way}, its frames give {wrong} wrong voxels")
+    segments = list(seg.SegmentSequence)
+    if kind == "LABELMAP" and segments and segments[-1].SegmentNumber == 0:
+        del segments[-1]  # the background
+    elif kind == "LABELMAP":
+        raise FormatError(f"{where}: its background is not the last segment")
+    if [_described(item) for item in segments] != wanted:
+        raise FormatError(f"{where}: the segments are not the labels of the table")
 
 
 def _check_references(seg: Any, where: str, sources: list[Any]) -> None:
@@ -212,36 +229,44 @@ def _described(segment: Any) -> tuple[Any, ...]:
     return int(segment.SegmentNumber), str(segment.SegmentLabel), coded, colour
 
 
-def _rebuild(
-    seg: Any, where: str, scan: Scan, sources: list[Any], table: LabelTable
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The label values (i, j, k) of a SEG on the scan's grid: frames by their position, and by their source image."""
+Placed = tuple[list[tuple[int, int]], list[tuple[int, int]]]
+"""Of a plane: the frames by their position and by their source image, each with its segment, 0 in a label map."""
+
+
+def _placed(seg: Any, where: str, scan: Scan, sources: list[Any]) -> list[Placed]:
+    """The frames of each plane k of the scan."""
     if (seg.Columns, seg.Rows) != scan.grid.shape[:2]:
         raise FormatError(f"{where}: has {seg.Columns} x {seg.Rows} pixels, the scan {scan.grid.shape[:2]}")
-    by_position, by_reference = np.zeros((2, *scan.grid.shape), dtype=np.uint16)
     planes = _planes_of_sources(scan, sources)
     shared = seg.SharedFunctionalGroupsSequence[0]
     frames = seg.PerFrameFunctionalGroupsSequence
-    size = -(-int(seg.NumberOfFrames) * seg.Rows * seg.Columns // 8)
-    whole = size <= len(seg.PixelData) <= size + 1 if seg.SegmentationType == "BINARY" else True
-    if len(frames) != int(seg.NumberOfFrames) or not whole:
-        raise FormatError(
-            f"{where}: {seg.NumberOfFrames} frames, {len(frames)} positions and {len(seg.PixelData)} bytes disagree"
-        )
-    for frame, pixels in zip(frames, _frames(seg), strict=True):
-        inside, numbers = pixels.T > 0, pixels.T
+    if len(frames) != int(seg.NumberOfFrames):
+        raise FormatError(f"{where}: {seg.NumberOfFrames} frames and {len(frames)} positions disagree")
+    placed: list[Placed] = [([], []) for _ in range(scan.grid.shape[2])]
+    for n, frame in enumerate(frames):
+        number = 0
         if seg.SegmentationType == "BINARY":
             number = int(_group(frame, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-            numbers = np.broadcast_to(np.uint16(number), inside.shape)
-        if int(numbers.max()) >= table.classes:
-            raise FormatError(f"{where}: a frame is of segment {numbers.max()} of {table.classes - 1}")
-        source = _plane_of(frame, shared, where, planes, sources[0])
-        for classes, k in ((by_position, _plane_at(frame, shared, where, scan.grid)), (by_reference, source)):
-            plane = classes[:, :, k]
-            if plane[inside].any():
-                raise FormatError(f"{where}: two frames mark the same voxels of plane {k}")
-            plane[inside] = numbers[inside]
-    return table.to_values(by_position), table.to_values(by_reference)
+        placed[_plane_at(frame, shared, where, scan.grid)][0].append((n, number))
+        placed[_plane_of(frame, shared, where, planes, sources[0])][1].append((n, number))
+        frame.clear()  # of thousands: pydicom keeps what it has parsed
+    return placed
+
+
+def _composed(
+    pixels: Frames, frames: list[tuple[int, int]], shape: tuple[int, ...], segments: int, where: str
+) -> NDArray[np.uint16]:
+    """The segments (rows, columns) of one plane; FormatError where two frames mark a pixel, or a segment is none."""
+    classes = np.zeros(shape, dtype=np.uint16)
+    for n, number in frames:
+        frame = pixels(n)
+        inside = frame > 0
+        if np.logical_and(classes, inside).any():
+            raise FormatError(f"{where}: two frames mark the same voxels")
+        np.copyto(classes, number or frame, where=inside)
+    if classes.max() > segments:
+        raise FormatError(f"{where} holds segment {classes.max()}, of {segments}")
+    return classes
 
 
 def _plane_of(frame: Any, shared: Any, where: str, planes: dict[tuple[str, int], int], source: Any) -> int:
@@ -256,24 +281,6 @@ def _plane_of(frame: Any, shared: Any, where: str, planes: dict[tuple[str, int],
     if len(found) != 1:
         raise FormatError(f"{where}: a frame refers to images of {len(found)} planes, where it has to be one")
     return found.pop()
-
-
-def _frames(seg: Any) -> Iterator[NDArray[Any]]:
-    """The frames (rows, columns), one at a time, since all of them unpacked can take gigabytes.
-
-    Of a BINARY 0 and 1: frames follow each other bit by bit, lowest bit first, without padding between them. Of a
-    LABELMAP the numbers of segments, 0 for none.
-    """
-    from pydicom.pixels.utils import iter_pixels
-
-    if seg.SegmentationType == "LABELMAP":
-        yield from iter_pixels(seg, raw=True)
-        return
-    size = seg.Rows * seg.Columns
-    packed = np.frombuffer(seg.PixelData, dtype=np.uint8)
-    for first in range(0, int(seg.NumberOfFrames) * size, size):
-        bits = np.unpackbits(packed[first // 8 : -(-(first + size) // 8)], bitorder="little")
-        yield bits[first % 8 : first % 8 + size].reshape(seg.Rows, seg.Columns)
 
 
 def _plane_at(frame: Any, shared: Any, where: str, grid: Grid) -> int:
