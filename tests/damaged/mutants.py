@@ -105,7 +105,7 @@ def own_series(valid: dict[str, bytes], number: int) -> dict[str, bytes]:
     changed = dict(valid)
     for name in valid:
         if name.endswith(".dcm"):
-            deflated = DeflatedExplicitVRLittleEndian.encode() in valid[name][:1000]  # as a DICOM-SEG is
+            deflated = DeflatedExplicitVRLittleEndian.encode() in valid[name][:1000]
             start, plain = _inflated(valid[name]) if deflated else (b"", valid[name])
             at = plain.index(b"\x20\x00\x0e\x00") + 8  # SeriesInstanceUID
             end = plain.index(b"\x20\x00", at)
@@ -162,7 +162,7 @@ def _by_kind(name: str) -> Callable[[bytes, np.random.Generator, Path], tuple[by
         ("rle.dcm", _dicom),
         ("j2k.dcm", _dicom),
         ("deflated.dcm", _deflated),
-        ("mask.dcm", _deflated),
+        ("mask.dcm", _dicom),
     ):
         if name.endswith(end):
             return change
