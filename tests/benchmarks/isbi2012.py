@@ -6,12 +6,6 @@ Sections are PNG files of equal names; in the labels 255 is inside, 0 membrane. 
 slices are all of the labels' sections in the order of their names, for a 3D bundle. Instead of a bundle a folder of
 probabilities may be given, `NAME.npy` (column, row), as `nnunet.py` writes them. Prints a table, a line for each, and
 one for no learning at all (everything inside). `differ` is the share of pixels on the wrong side of 0.5.
-
-    python tests/benchmarks/isbi2012.py IMAGES LABELS --neighbours FOLDER
-
-writes what lets a network see neighbouring sections: FOLDER/rgb/images, the section before as red, the section itself
-as green, the next as blue, beside FOLDER/rgb/labels; and all sections as FOLDER/stack.tif, voxels of 4 x 4 x 50 nm,
-with the first 15 and their labels in FOLDER/stack/images and FOLDER/stack/labels.
 """
 
 import argparse
@@ -19,7 +13,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
-import tifffile
 import torch
 from PIL import Image
 
@@ -37,14 +30,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", type=Path)
     parser.add_argument("labels", type=Path)
-    parser.add_argument("bundles", type=Path, nargs="*")
+    parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--include", default="*")
     parser.add_argument("--symmetry", default="none", help="of the inferer: none, mirror, or in 2D square")
-    parser.add_argument("--neighbours", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    if options.neighbours is not None:
-        write_neighbours(options.images, options.labels, options.neighbours)
-        return
     sections = sorted(options.labels.glob("*.png"))
     chosen = [number for number, file in enumerate(sections) if fnmatch(file.name, options.include)]
     truth = np.stack([np.asarray(Image.open(sections[number])).T > 0 for number in chosen], axis=-1)
@@ -72,23 +61,6 @@ def inside(bundle: Path, files: list[Path], symmetry: str) -> np.ndarray:
             probability = torch.softmax(predictor.logits(image).as_subclass(torch.Tensor).float(), dim=0)[-1:]
         maps.append(to_scan_grid(probability, scan_grid(image).affine, scan.grid)[0])
     return np.concatenate(maps, axis=-1).astype(np.float64)
-
-
-def write_neighbours(images: Path, labels: Path, folder: Path) -> None:
-    """Sections with their neighbours as colours, and as a stack."""
-    names = [file.name for file in sorted(images.glob("*.png"))]
-    pixels = np.stack([np.asarray(Image.open(images / name)) for name in names])
-    truth = np.stack([np.asarray(Image.open(labels / name)) for name in names])
-    for kind in ("rgb/images", "rgb/labels", "stack/images", "stack/labels"):
-        (folder / kind).mkdir(parents=True)
-    for number, name in enumerate(names):
-        seen = pixels[[max(number - 1, 0), number, min(number + 1, len(names) - 1)]]
-        Image.fromarray(np.moveaxis(seen, 0, -1)).save(folder / "rgb" / "images" / name)
-        Image.fromarray(truth[number]).save(folder / "rgb" / "labels" / name)
-    size = {"resolution": (1 / 0.004, 1 / 0.004), "metadata": {"axes": "ZYX", "spacing": 0.05, "unit": "um"}}
-    for stack, file in ((pixels[:15], "stack/images/train.tif"), (truth[:15], "stack/labels/train.tif")):
-        tifffile.imwrite(folder / file, stack, imagej=True, **size)
-    tifffile.imwrite(folder / "stack.tif", pixels, imagej=True, **size)
 
 
 def show(name: str, probability: np.ndarray, truth: np.ndarray) -> None:

@@ -25,13 +25,13 @@ import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from fewscan.labels import LabelTable
-from fewscan.masks import dicom_seg, dicom_seg_labelmap
+from fewscan.masks.dicom_seg import binary, labelmap
 from fewscan.scans import open_scan
 from fewscan.scans.scan import Scan
 from scans.dicom_series import write_series
 
 AFFINE = np.array([[-0.7, 0, 0, 180], [0, -0.7, 0, 170], [0, 0, 1.25, -90], [0, 0, 0, 1]])
-OURS = {"fewscan, BINARY, deflated": dicom_seg.write, "fewscan, LABELMAP, RLE": dicom_seg_labelmap.write}
+OURS = {"fewscan, BINARY, deflated": binary.write, "fewscan, LABELMAP, RLE": labelmap.write}
 HIGHDICOM = {
     "highdicom, BINARY": ("BINARY", ExplicitVRLittleEndian),
     "highdicom, BINARY, JPEG 2000": ("BINARY", JPEG2000Lossless),

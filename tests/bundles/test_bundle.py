@@ -1,4 +1,4 @@
-"""Each bundle as MONAI, MONAI Label and MONAI Deploy see it: from its folder alone, by their own commands."""
+"""Each bundle as MONAI and MONAI Label see it: from its folder alone, by their own commands."""
 
 import importlib.util
 import json
@@ -375,7 +375,7 @@ def test_two_ranks_train_on_the_cpu(copy, tmp_path):
     assert not any(torch.equal(untrained[name], written[name]) for name in parameters)
 
 
-# --- MONAI Label and MONAI Deploy ------------------------------------------------------------------------------------
+# --- what other hosts of bundles look at -----------------------------------------------------------------------------
 
 
 @every_shipped
@@ -418,8 +418,8 @@ def test_monai_label_replaces_data_and_adds_handlers(copy):
     assert "val_mean_dice" in json.loads((copy / "models" / "training.json").read_text())["validation"]
 
 
-def test_monai_deploys_demands(trained):
-    """Compose before and after; without the savers, taken out by their class, `pred` is a label map of the scan."""
+def test_without_its_savers_a_bundle_answers_a_label_map_of_the_scan(trained):
+    """Compose before and after; the savers are taken out by their class, as MONAI Deploy does it."""
     parser = parsed(trained.bundle, "inference", spacing=[1.3, 1.7, 1.2])
     before, after = (parser.get_parsed_content(f"{when}processing") for when in ("pre", "post"))
     inferer = parser.get_parsed_content("inferer")
@@ -446,8 +446,8 @@ def test_monai_deploys_demands(trained):
 
 
 @every_shipped
-def test_monai_deploy_finds_one_image_in_and_one_out(shipped):
-    """MonaiBundleInferenceOperator wants every input sent, and sends on as an image what has the type `image`."""
+def test_metadata_says_one_image_in_and_one_out(shipped):
+    """MONAI Deploy sends each input, and sends on as an image what has the type `image`."""
     formats = json.loads((shipped / "configs" / "metadata.json").read_text())["network_data_format"]
     assert {key: value["type"] for key, value in formats["inputs"].items()} == {"image": "image"}
     assert {key: value["type"] for key, value in formats["outputs"].items()} == {"pred": "image"}

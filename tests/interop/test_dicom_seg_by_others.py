@@ -15,7 +15,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from conftest import shared
 from fewscan.labels import LabelTable
-from fewscan.masks import dicom_seg_frames, write_mask
+from fewscan.masks import write_mask
+from fewscan.masks.dicom_seg import frames
 from fewscan.scans import open_scan
 from masks.cases import GRIDS, SHEARED, TABLE, dicom_scan, mask
 
@@ -25,7 +26,7 @@ KINDS = ("dicom-seg", "dicom-seg-labelmap")
 @pytest.fixture(autouse=True, params=["plain", "deflated"])
 def size(request, monkeypatch):
     """Files of many pixels are deflated: here, as if small ones were many."""
-    monkeypatch.setattr(dicom_seg_frames, "PLAIN", 10**9 if request.param == "plain" else -1)
+    monkeypatch.setattr(frames, "PLAIN", 10**9 if request.param == "plain" else -1)
 
 
 def program(name: str) -> str:

@@ -16,7 +16,8 @@ from pydicom.uid import generate_uid
 from conftest import shared
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
-from fewscan.masks import dicom_seg_frames, write_mask
+from fewscan.masks import write_mask
+from fewscan.masks.dicom_seg import frames
 from fewscan.scans import open_scan
 from masks.cases import GRIDS, SHEARED, TABLE, dicom_scan, mask
 
@@ -29,7 +30,7 @@ SHAPE = (8, 6, 7)
 @pytest.fixture(autouse=True, params=["plain", "deflated"])
 def size(request, monkeypatch):
     """Files of many pixels are deflated: here, as if small ones were many."""
-    monkeypatch.setattr(dicom_seg_frames, "PLAIN", 10**9 if request.param == "plain" else -1)
+    monkeypatch.setattr(frames, "PLAIN", 10**9 if request.param == "plain" else -1)
 
 
 def by_ohif(path, scan, table):

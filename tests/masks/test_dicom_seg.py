@@ -13,7 +13,7 @@ from conftest import shared
 from fewscan.errors import FormatError
 from fewscan.labels import LabelTable
 from fewscan.masks import write_mask
-from fewscan.masks.dicom_seg import check
+from fewscan.masks.dicom_seg.binary import check
 from fewscan.scans import open_scan
 from masks.cases import GRIDS, LARGE, SHEARED, TABLE, dicom_scan, mask
 

@@ -13,8 +13,10 @@ from conftest import shared
 from fewscan.errors import FormatError
 from fewscan.grid import Grid
 from fewscan.labels import LabelTable
-from fewscan.masks import dicom_seg, dicom_seg_frames, write_mask
-from fewscan.masks.dicom_seg_labelmap import check
+from fewscan.masks import write_mask
+from fewscan.masks.dicom_seg import binary as dicom_seg
+from fewscan.masks.dicom_seg import frames as dicom_seg_frames
+from fewscan.masks.dicom_seg.labelmap import check
 from fewscan.scans import open_scan
 from fewscan.scans.dicom_segments import read_dicom_segments
 from masks.cases import GRIDS, LARGE, SHEARED, TABLE, dicom_scan, mask

@@ -11,7 +11,7 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, LoadImaged
 
 from fewscan.masks import write_mask
-from fewscan.masks.dicom_seg import check
+from fewscan.masks.dicom_seg.binary import check
 from fewscan.scans import find_scans
 from masks.cases import GRIDS, TABLE, dicom_scan, mask, nifti_scan, picture_scan
 

@@ -29,12 +29,13 @@ FORMATS: Mapping[str, str] = {
 
 _FILES = {
     "nifti": "nifti",
-    "dicom-seg": "dicom_seg",
-    "dicom-seg-labelmap": "dicom_seg_labelmap",
+    "dicom-seg": "dicom_seg.binary",
+    "dicom-seg-labelmap": "dicom_seg.labelmap",
     "seg-nrrd": "seg_nrrd",
     "png": "image",
     "tiff": "image",
 }
+_DICOM = ("dicom-seg", "dicom-seg-labelmap")
 _SAME_AS_SOURCE = {"nifti": "nifti", "dicom": "dicom-seg", "nrrd": "seg-nrrd", "png": "png", "tiff": "tiff"}
 
 
@@ -49,12 +50,12 @@ def check_format(format: str, scan: Scan) -> None:
     """Raises FormatError, with the way out, where masks of this scan cannot be written in this format."""
     if format not in FORMATS:
         raise FormatError(f"{format!r} is no mask format; choose one of {', '.join(FORMATS)}")
-    if format.startswith("dicom-seg") and scan.format != "dicom":
+    if format in _DICOM and scan.format != "dicom":
         raise FormatError(
             f"{scan.name}: a DICOM-SEG refers to the DICOM series it was made from, and this scan is "
             f"{scan.format}; choose nifti or seg-nrrd"
         )
-    if format.startswith("dicom-seg") and scan.grid.frame_of_reference is None:
+    if format in _DICOM and scan.grid.frame_of_reference is None:
         raise FormatError(
             f"{scan.name}: the series has no FrameOfReferenceUID, so a DICOM-SEG could not be placed; "
             f"choose nifti or seg-nrrd"
@@ -105,7 +106,7 @@ def write_mask(
     with TemporaryDirectory(prefix=".partial-", dir=mask.parent, ignore_cleanup_errors=True) as folder:
         written = [Path(folder) / mask.name]  # in a hidden folder on the same disk, so that renaming is atomic
         try:
-            named = {"reproducible": True} if reproducible and format.startswith("dicom-seg") else {}
+            named = {"reproducible": True} if reproducible and format in _DICOM else {}
             module.write(written[0], values, scan, table, provenance or {}, **named)
             module.check(written[0], values, scan, table)
         except (FewscanError, OSError):

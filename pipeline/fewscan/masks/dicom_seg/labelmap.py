@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.labels import LabelTable
-from fewscan.masks import dicom_seg
-from fewscan.masks.dicom_seg_frames import present_first
+from fewscan.masks.dicom_seg import read_back
+from fewscan.masks.dicom_seg.describe import describe
+from fewscan.masks.dicom_seg.occurrence import present_first
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
 
@@ -34,7 +35,7 @@ def write(
     from pydicom.encaps import encapsulate
 
     table, found = present_first(values, table, scan.planes)
-    seg, planes = dicom_seg.describe("LABELMAP", found, scan, table, provenance, values if reproducible else None)
+    seg, planes = describe("LABELMAP", found, scan, table, provenance, values if reproducible else None)
     numbers = np.zeros(int(table.values.max()) + 1, dtype=f"u{seg.BitsAllocated // 8}")
     numbers[table.values] = range(table.classes)
     how = (seg.BitsAllocated, seg.BitsStored, seg.PhotometricInterpretation, seg.PixelRepresentation)
@@ -45,5 +46,5 @@ def write(
 
 
 def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> None:
-    """Read back and compare as for BINARY; raises FormatError on any difference."""
-    dicom_seg.check(path, values, scan, table, "LABELMAP")
+    """Read back and compare; raises FormatError on any difference."""
+    read_back.check(path, values, scan, table, "LABELMAP")

@@ -10,7 +10,7 @@ from uuid import NAMESPACE_OID, uuid5
 from numpy.typing import NDArray
 
 from fewscan.arrays import slabs
-from fewscan.masks.dicom_seg_frames import encoded
+from fewscan.masks.dicom_seg.frames import encoded
 from fewscan.masks.slabs import in_file_order
 
 _NO_TIME = ("19000101", "000000")

@@ -1,0 +1,108 @@
+"""A DICOM-SEG without its pixels, made by highdicom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewscan import __version__
+from fewscan.errors import FormatError
+from fewscan.labels import LabelTable
+from fewscan.masks.dicom_seg.identity import make_reproducible
+from fewscan.masks.dicom_seg.segments import algorithm_item, segment_item
+from fewscan.masks.dicom_seg.source import group, numbers, planes_of, sources_of, unusable
+from fewscan.scans.scan import Scan
+
+
+def describe(
+    kind: str,
+    found: NDArray[np.bool_],
+    scan: Scan,
+    table: LabelTable,
+    provenance: Mapping[str, str],
+    named_after: NDArray[Any] | None = None,
+) -> tuple[Any, list[int]]:
+    """A SEG whose pixels are still to come, as highdicom makes it, and the plane k of each of its per-frame items.
+
+    `kind` is BINARY or LABELMAP. The items are those of each plane where a label was `found` (planes, labels), for the
+    first segment of a BINARY; of an empty mask that of one plane. highdicom is given planes of one pixel. UIDs and
+    times follow from the label values `named_after` (i, j, k) where they are given. Raises FormatError where the source
+    cannot carry a SEG.
+
+    The background of a LABELMAP, segment 0, comes last: each pixel value has to be described (DICOM PS3.3, C.8.20.2.3),
+    but OHIF up to 3.13 takes the n-th item for segment n, and so gives each segment the colour of the one before it
+    where the background comes first.
+    """
+    import highdicom
+    from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+
+    occupied = np.array([labels.any() for labels in found], dtype=np.uint16)
+    sources = sources_of(scan)
+    for source in sources:
+        source.Rows = source.Columns = 1
+    algorithm = algorithm_item(provenance)
+    ascii_names = all(label.name.isascii() for label in table)
+    try:
+        segments = [segment_item(number, label, algorithm) for number, label in enumerate(table, start=1)]
+        seg = highdicom.seg.Segmentation(
+            source_images=sources,
+            **_planes(occupied[None, None], scan, sources),
+            segmentation_type=kind,
+            segment_descriptions=segments[:2] if kind == "BINARY" else segments,  # it looks at each in each plane
+            series_instance_uid=highdicom.UID(),
+            series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer="fewscan",
+            manufacturer_model_name="fewscan",
+            software_versions=__version__,
+            device_serial_number=provenance.get("model_sha256", "0")[:16],
+            content_label="SEGMENTATION",
+            content_description="Automatic segmentation",
+            content_creator_name="fewscan^",
+            series_description="fewscan segmentation",
+            specific_character_set=sources[0].get("SpecificCharacterSet") if ascii_names else "ISO_IR 192",
+            transfer_syntax_uid=RLELossless if kind == "LABELMAP" else ExplicitVRLittleEndian,
+        )
+    except (ValueError, TypeError, AttributeError, KeyError) as problem:
+        wrong = unusable(sources[0])
+        why = f"its {', '.join(wrong)} cannot be copied" if wrong else f"{type(problem).__name__} in highdicom"
+        raise FormatError(
+            f"{scan.name}: a DICOM-SEG cannot be made from this series: {why}; choose nifti or seg-nrrd"
+        ) from problem
+    seg.Columns, seg.Rows = scan.grid.shape[:2]
+    seg.SegmentSequence = [*segments, *(item for item in seg.SegmentSequence if item.SegmentNumber == 0)]
+    items = seg.PerFrameFunctionalGroupsSequence
+    if not occupied.any():
+        del items[1:]
+    if named_after is not None:
+        make_reproducible(seg, sources[0], named_after)
+    places = planes_of(scan, sources)
+    return seg, [places[_source_of(item)] for item in items]
+
+
+def _source_of(frame: Any) -> tuple[str, int]:
+    """SOPInstanceUID and frame number, from 1, of the image that a frame was made from."""
+    image = frame.DerivationImageSequence[0].SourceImageSequence[0]
+    return str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1)
+
+
+def _planes(classes: NDArray[np.uint16], scan: Scan, sources: list[Any]) -> dict[str, Any]:
+    """The planes (plane, row, column) as highdicom pairs them with the source: our files, or the frames of one file."""
+    import highdicom
+
+    planes = classes.transpose(2, 1, 0)
+    planes = planes[list(scan.planes)] if scan.planes else planes
+    if not planes.any():  # highdicom would keep every plane of every segment
+        frame = sources[0].PerFrameFunctionalGroupsSequence[scan.frames[0] - 1] if scan.frames else None
+        at = sources[0] if frame is None else group(frame, frame, "PlanePositionSequence")
+        position = highdicom.PlanePositionSequence("PATIENT", numbers(at.ImagePositionPatient))
+        return {"pixel_array": planes[:1], "plane_positions": [position], "omit_empty_frames": False}
+    if scan.frames:
+        frames = np.zeros((int(sources[0].NumberOfFrames), *planes.shape[1:]), dtype=planes.dtype)
+        frames[np.array(scan.frames) - 1] = planes
+        planes = frames
+    return {"pixel_array": planes, "omit_empty_frames": True}
