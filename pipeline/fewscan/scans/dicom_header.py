@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache, lru_cache
-from io import BufferedReader, BytesIO
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any
 
 from fewscan.errors import ScanError
+from fewscan.scans.dicom_plain import open_plain
 from fewscan.scans.sizes import check_holds
 
 KEYWORDS = (
@@ -38,8 +38,6 @@ RLE = "1.2.840.10008.1.2.5"
 """The transfer syntax of run-length encoded pixels."""
 _RLE_MOST = 64
 """Bytes that a byte of those gives at most: 128 from a run of two."""
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_INFLATED_MOST = 1 << 28
 _PIXEL_DATA, _PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 
@@ -48,7 +46,8 @@ class Header:
 
     `syntax` is its transfer syntax (a pydicom UID; None where the file names none), `sop_class` the kind of object,
     `media_class` the same as the file's first bytes say it (they differ where the file is cut), `pixels_at` the byte
-    where uncompressed pixels begin (None: there are none, or the file is deflated).
+    where uncompressed pixels begin (None: there are none). A deflated file is inflated before (`open_plain`), and has
+    the syntax Explicit VR Little Endian then.
     """
 
     def __init__(self, values: Any, syntax: Any, media_class: Any, pixels_at: int | None) -> None:
@@ -66,7 +65,7 @@ class Header:
     @property
     def is_plain(self) -> bool:
         """Whether the pixels lie in the file as they are."""
-        return self.syntax is not None and not self.syntax.is_compressed and not self.syntax.is_deflated
+        return self.syntax is not None and not self.syntax.is_compressed
 
     @property
     def frames(self) -> int:
@@ -81,24 +80,21 @@ class Header:
 
 
 @contextmanager
-def open_dicom(path: Path) -> Iterator[tuple[BufferedReader, Header]]:
+def open_dicom(path: Path) -> Iterator[tuple[BufferedIOBase, Header]]:
     """A DICOM file and its header. Raises ScanError where the file is broken or its pixels end too soon."""
-    try:
-        file = path.open("rb")
-    except OSError as problem:
-        raise ScanError(f"{path}: cannot be read ({type(problem).__name__})") from None
-    with file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_plain(path))
+        except OSError as problem:
+            raise ScanError(f"{path}: cannot be read ({type(problem).__name__})") from None
         yield file, _header(path, file)
 
 
-def _header(path: Path, file: BufferedReader) -> Header:
+def _header(path: Path, file: BufferedIOBase) -> Header:
     from pydicom.errors import InvalidDicomError
 
     try:
-        header = _simple_header(file)
-        if header is None:
-            check_deflated(path)
-            header = _any_header(file)
+        header = _simple_header(file) or _any_header(file)
         _check_length(path, file, header)
         return header
     except ScanError:
@@ -109,7 +105,7 @@ def _header(path: Path, file: BufferedReader) -> Header:
         raise ScanError(f"{path}: the DICOM file is cut short or damaged ({type(problem).__name__})") from None
 
 
-def _check_length(path: Path, file: BufferedReader, header: Header) -> None:
+def _check_length(path: Path, file: BufferedIOBase, header: Header) -> None:
     """Refuse a file whose uncompressed pixels end before they should."""
     if "Rows" not in header or (not header.is_plain and header.syntax != RLE):
         return
@@ -122,24 +118,7 @@ def _check_length(path: Path, file: BufferedReader, header: Header) -> None:
         raise ScanError(f"{path}: is cut short: {max(0, rest)} bytes where its pixels need {needed}; copy it again")
 
 
-def check_deflated(path: Path) -> None:
-    """Refuse a deflated file that inflates to more than images in such files do: pydicom inflates it whole."""
-    with path.open("rb") as file:
-        start = file.read(_ENOUGH)
-        at = 144 + int.from_bytes(start[140:144], "little")
-        if start[128 : 128 + len(_START)] != _START or _DEFLATED not in start[144:at]:
-            return
-        file.seek(at)
-        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        while chunk := inflater.unconsumed_tail or file.read(1 << 20):
-            size += len(inflater.decompress(chunk, 1 << 22))
-            if size > _INFLATED_MOST:
-                raise ScanError(
-                    f"{path}: a deflated file that inflates to more than {_INFLATED_MOST} bytes; save it uncompressed"
-                )
-
-
-def _any_header(file: BufferedReader) -> Header:
+def _any_header(file: BufferedIOBase) -> Header:
     """By pydicom's own way of reading."""
     import pydicom
     from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
@@ -147,13 +126,13 @@ def _any_header(file: BufferedReader) -> Header:
     file.seek(0)
     dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(KEYWORDS))
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    at, start = None, b"" if syntax is None or syntax.is_deflated else file.read(8)
+    at, start = None, b"" if syntax is None else file.read(8)
     if start[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):  # the tag, little or big endian
         at = file.tell() + (4 if start[4:6].decode("latin-1") in EXPLICIT_VR_LENGTH_32 else 0)
     return Header(dataset, syntax, dataset.file_meta.get("MediaStorageSOPClassUID"), at)
 
 
-def _simple_header(file: BufferedReader) -> Header | None:
+def _simple_header(file: BufferedIOBase) -> Header | None:
     """The same for a file in which nothing asks for more than its own bytes; None for all others.
 
     No sequence of interest, nothing at odds with the transfer syntax, no long or broken header. Elements are found by
@@ -229,6 +208,6 @@ def _tags() -> dict[str, int]:
 @cache
 def _is_implicit(syntax: Any) -> bool | None:
     """Whether VRs are left out; None for a transfer syntax that is read by pydicom alone."""
-    if syntax is None or syntax.is_private or not syntax.is_transfer_syntax or syntax.is_deflated:
+    if syntax is None or syntax.is_private or not syntax.is_transfer_syntax:
         return None
     return bool(syntax.is_implicit_VR) if syntax.is_little_endian else None

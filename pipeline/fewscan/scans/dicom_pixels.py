@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from io import BufferedReader
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def _places(scan: Scan) -> dict[Path, dict[int, int]]:
     return places
 
 
-def _stored(path: Path, file: BufferedReader, header: Header, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
+def _stored(path: Path, file: BufferedIOBase, header: Header, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
     """The stored numbers (row, column) of frames, from 1, one at a time; uncompressed ones from where they lie."""
     shape = int(header.get("Rows")), int(header.get("Columns"))
     bits = int(header.get("BitsAllocated") or 0)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fewscan.errors import GeometryError, ScanError
 from fewscan.scans.dicom_header import Header, open_dicom
+from fewscan.scans.dicom_plain import plain_head
 from fewscan.scans.quiet import quietly
 
 SPLIT_BY = (
@@ -102,7 +103,7 @@ def identity(path: Path) -> tuple[str, str]:
 
     wanted = ["SeriesInstanceUID", "SOPInstanceUID"]
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
+        header = pydicom.dcmread(plain_head(path), stop_before_pixels=True, force=True, specific_tags=wanted)
         return str(header.get("SeriesInstanceUID") or ""), str(header.get("SOPInstanceUID") or "")
     except Exception:  # pydicom raises types of many kinds
         return "", ""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
-from fewscan.scans.dicom_header import check_deflated
+from fewscan.scans.dicom_frames import Frames, open_frames
 from fewscan.scans.quiet import quietly
 from fewscan.scans.segments import Part, Segment
 
@@ -25,69 +25,56 @@ class NotASegmentation(ScanError):
 
 def read_dicom_segments(path: Path) -> Iterator[Part]:
     """The frames of a DICOM SEG: binary, one segment each, or label maps. Raises ScanError where it holds no masks."""
-    seg = read_seg(path)
-    with quietly():  # values are converted where they are asked for
-        kind = str(seg.get("SegmentationType"))
-        if kind not in ("BINARY", "LABELMAP"):
-            known = kind if kind == "FRACTIONAL" else "unknown"
-            raise ScanError(f"{path}: its SegmentationType is {known}; save it as BINARY or LABELMAP")
-        segments = {int(item.SegmentNumber): _segment(item) for item in seg.get("SegmentSequence") or ()}
-        frames = seg.get("PerFrameFunctionalGroupsSequence")
-        if not frames or not segments:
-            raise ScanError(f"{path}: has no segments, or frames without positions")
-        planes = _planes(seg, path)
-        if len(planes) != len(frames):
-            raise ScanError(f"{path}: {len(planes)} frames of pixels, but positions of {len(frames)}")
-        shared = (seg.get("SharedFunctionalGroupsSequence") or [{}])[0]
-        frame_of_reference = seg.get("FrameOfReferenceUID")
-    for plane, frame in zip(planes, frames, strict=True):
-        with quietly():
-            grid = _grid(frame, shared, plane.shape, frame_of_reference, path)
-            if kind == "BINARY":
-                number = int(_group(frame, shared, "SegmentIdentificationSequence", path).ReferencedSegmentNumber)
-                found = {number: plane > 0}
-            else:
-                found = {int(number): plane == number for number in np.unique(plane) if number}
-        for number, mask in found.items():
-            if number not in segments:
-                raise ScanError(f"{path}: a frame is of segment {number}, which the header does not describe")
-            yield Part(segments[number], mask.T[..., None], grid)
-
-
-def read_seg(path: Path, pixels: bool = True) -> Any:
-    """The data set of a DICOM SEG; ScanError where the file is none. Warnings, which may quote names, are silenced."""
-    import pydicom
-
-    with quietly():
-        try:
-            check_deflated(path)
-            seg = pydicom.dcmread(path, stop_before_pixels=not pixels)
-            is_seg = str(seg.get("SOPClassUID")) in SEGMENTATIONS
-        except ScanError:
-            raise
-        except Exception as problem:  # pydicom raises types of many kinds
-            raise ScanError(f"{path}: cannot be read as DICOM ({type(problem).__name__})") from None
-    if not is_seg:
-        raise NotASegmentation(f"{path}: is DICOM, but no segmentation")
-    return seg
+    with _open(path) as (seg, frame_of):
+        with quietly():  # values are converted where they are asked for
+            kind = str(seg.get("SegmentationType"))
+            if kind not in ("BINARY", "LABELMAP"):
+                known = kind if kind == "FRACTIONAL" else "unknown"
+                raise ScanError(f"{path}: its SegmentationType is {known}; save it as BINARY or LABELMAP")
+            segments = {int(item.SegmentNumber): _segment(item) for item in seg.get("SegmentSequence") or ()}
+            frames = seg.get("PerFrameFunctionalGroupsSequence")
+            if not frames or not segments:
+                raise ScanError(f"{path}: has no segments, or frames without positions")
+            if int(seg.get("NumberOfFrames") or 1) != len(frames):
+                raise ScanError(f"{path}: {seg.NumberOfFrames} frames of pixels, but positions of {len(frames)}")
+            shared = (seg.get("SharedFunctionalGroupsSequence") or [{}])[0]
+            frame_of_reference = seg.get("FrameOfReferenceUID")
+        for n, item in enumerate(frames):
+            with quietly():
+                plane = frame_of(n)
+                grid = _grid(item, shared, plane.shape, frame_of_reference, path)
+                if kind == "BINARY":
+                    number = int(_group(item, shared, "SegmentIdentificationSequence", path).ReferencedSegmentNumber)
+                    found = {number: plane > 0}
+                else:
+                    found = {int(number): plane == number for number in np.unique(plane) if number}
+            for number, mask in found.items():
+                if number not in segments:
+                    raise ScanError(f"{path}: a frame is of segment {number}, which the header does not describe")
+                yield Part(segments[number], mask.T[..., None], grid)
 
 
 def referenced_series(path: Path) -> list[str]:
     """The SeriesInstanceUIDs that a DICOM SEG refers to. Raises NotASegmentation where the file is none."""
-    seg = read_seg(path, pixels=False)
-    return [str(item.SeriesInstanceUID) for item in seg.get("ReferencedSeriesSequence") or ()]
+    with _open(path) as (seg, _), quietly():
+        return [str(item.SeriesInstanceUID) for item in seg.get("ReferencedSeriesSequence") or ()]
 
 
-def _planes(seg: Any, path: Path) -> NDArray[Any]:
-    """(frame, row, column)."""
-    with quietly():
-        try:
-            planes = np.asarray(seg.pixel_array)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as problem:  # of a decoder in Rust, what is no Exception
-            raise ScanError(f"{path}: its pixels cannot be decoded ({type(problem).__name__})") from None
-    return planes if planes.ndim == 3 else planes[None]
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, Frames]]:
+    """A DICOM SEG; ScanError where the file is none. Warnings, which may quote names, are silenced."""
+    with ExitStack() as stack:
+        with quietly():
+            try:
+                seg, frame_of = stack.enter_context(open_frames(path))
+                is_seg = str(seg.get("SOPClassUID")) in SEGMENTATIONS
+            except ScanError:
+                raise
+            except Exception as problem:  # pydicom raises types of many kinds
+                raise ScanError(f"{path}: cannot be read as DICOM ({type(problem).__name__})") from None
+        if not is_seg:
+            raise NotASegmentation(f"{path}: is DICOM, but no segmentation")
+        yield seg, frame_of
 
 
 def _segment(item: Any) -> Segment:

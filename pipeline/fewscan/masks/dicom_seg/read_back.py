@@ -13,9 +13,9 @@ from fewscan.errors import FormatError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.labels import LabelTable
 from fewscan.masks.dicom_seg.occurrence import present_first
-from fewscan.masks.dicom_seg.pixels import Frames, opened
 from fewscan.masks.dicom_seg.segments import algorithm_item, described, segment_item
 from fewscan.masks.dicom_seg.source import TYPE_2, distance_mm, group, numbers, planes_of, sources_of
+from fewscan.scans.dicom_frames import Frames, open_frames
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
 
@@ -36,7 +36,7 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, kind:
     """
     table, _ = present_first(values, table, scan.planes)
     sources = sources_of(scan)
-    with opened(path) as (seg, pixels):
+    with open_frames(path, path.parent) as (seg, pixels):
         _check_header(seg, path.name, scan, sources, table, kind)
         placed = _placed(seg, path.name, scan, sources)
         wrong = {"position": 0, "source image": 0}
