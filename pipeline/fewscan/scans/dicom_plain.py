@@ -17,9 +17,9 @@ _START = b"DICM\x02\x00\x00\x00UL\x04\x00"
 """At byte 128: the mark, and the head of the first element, which has to be the length of the meta information."""
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META_MOST = 1 << 16
-_BLOCK, _PART = 1 << 16, 1 << 22
+_BLOCK, _PART = 1 << 16, 1 << 20
 """Bytes that are read, and that come of them, at once."""
-_HEAD = 1 << 24
+_HEAD = 1 << 22
 """Bytes of a data set that say how many pixels it has."""
 _BESIDE, _BESIDE_FRAME = 1 << 26, 1 << 14
 """Bytes that a data set may hold beside its pixels, and for each frame; what inflates to more is no image."""
