@@ -67,6 +67,28 @@ def test_what_is_cut_or_inflates_without_end_is_refused(path, tmp_path):
         pass
 
 
+@pytest.mark.filterwarnings("ignore")  # pydicom quotes damaged values
+def test_each_damage_is_refused_by_name_and_the_scans_beside_it_go_on(tmp_path):
+    """Every byte of the file wrong in turn: it is read as it is, or refused with a ScanError."""
+    path = deflated(write_series(tmp_path / "damaged", image()[:5, :4, :1], AFFINES["oblique"])[0])
+    write_series(tmp_path / "valid", image(), AFFINES["oblique"])
+    data, refused = path.read_bytes(), set()
+    for at in range(128, len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        try:
+            with open_plain(path) as file:
+                file.read()
+        except ScanError as problem:
+            refused.add(str(problem).split(": ", 1)[1])
+    assert any("cannot be inflated" in reason for reason in refused)
+    assert any("meta information is damaged" in reason for reason in refused)
+    begin = 144 + int.from_bytes(data[140:144], "little")
+    path.write_bytes(data[:begin] + b"\xff" + data[begin + 1 :])
+    found = find_scans(tmp_path)
+    assert len(found.scans) == 1
+    assert any("cannot be inflated" in item.reason for item in found.skipped)
+
+
 def test_our_own_large_masks_are_read_as_labels(tmp_path, monkeypatch):
     """Bits of more bytes than the head of a data set holds, mostly nothing: they deflate to a few thousandths."""
     monkeypatch.setattr(dicom_plain, "_HEAD", 1 << 14)

@@ -31,7 +31,7 @@ _SIZES = ("NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "BitsAllocated
 def open_plain(path: Path, folder: Path | None = None) -> Iterator[BufferedIOBase]:
     """The file, or where it is deflated its plain copy in `folder` (None: where temporary files are).
 
-    Raises ScanError where the data set is cut short, or inflates to more than its header speaks of.
+    Raises ScanError where the data set is cut short or damaged, or inflates to more than its header speaks of.
     """
     with path.open("rb") as file:
         meta = _deflated_meta(file)
@@ -78,7 +78,12 @@ def _inflated(path: Path, file: BufferedIOBase, meta: bytes) -> Iterator[bytes]:
     yield _plain_meta(path, meta)
     stream, size, most, head = zlib.decompressobj(-zlib.MAX_WBITS), 0, _HEAD, bytearray()
     while not stream.eof and (block := stream.unconsumed_tail or file.read(_BLOCK)):
-        part = stream.decompress(block, _PART)
+        try:
+            part = stream.decompress(block, _PART)
+        except zlib.error:
+            raise ScanError(
+                f"{path}: its deflated data set cannot be inflated beyond {size} bytes: it is damaged; copy it again"
+            ) from None
         size += len(part)
         if most == _HEAD:
             head += part
@@ -100,10 +105,13 @@ def _plain_meta(path: Path, meta: bytes) -> bytes:
     from pydicom.filewriter import write_file_meta_info
     from pydicom.uid import ExplicitVRLittleEndian
 
-    info: Any = read_file_meta_info(path)
-    info.TransferSyntaxUID = ExplicitVRLittleEndian
     written = DicomBytesIO()
-    write_file_meta_info(written, info, enforce_standard=False)
+    try:
+        info: Any = read_file_meta_info(path)
+        info.TransferSyntaxUID = ExplicitVRLittleEndian
+        write_file_meta_info(written, info, enforce_standard=False)
+    except Exception as problem:  # pydicom raises types of many kinds
+        raise ScanError(f"{path}: its file meta information is damaged ({type(problem).__name__})") from None
     return meta[:132] + written.getvalue()
 
 
