@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from fewscan.errors import FormatError
 from fewscan.labels import LabelTable
 from fewscan.masks.dicom_seg.identity import make_reproducible
 from fewscan.masks.dicom_seg.segments import algorithm_item, segment_item
-from fewscan.masks.dicom_seg.source import group, numbers, planes_of, sources_of, unusable
+from fewscan.masks.dicom_seg.source import images_of, numbers, sources_of, unusable
 from fewscan.scans.scan import Scan
 
 
@@ -41,8 +41,10 @@ def describe(
 
     occupied = np.array([labels.any() for labels in found], dtype=np.uint16)
     sources = sources_of(scan)
+    places = images_of(scan, sources)
     for source in sources:
         source.Rows = source.Columns = 1
+    images = _stand_in(sources, scan.frames)
     algorithm = algorithm_item(provenance)
     ascii_names = all(label.name.isascii() for label in table)
     try:
@@ -73,6 +75,7 @@ def describe(
         raise FormatError(
             f"{scan.name}: a DICOM-SEG cannot be made from this series: {why}; choose nifti or seg-nrrd"
         ) from problem
+    _refer(seg, images)
     seg.Columns, seg.Rows = scan.grid.shape[:2]
     seg.SegmentSequence = [*segments, *(item for item in seg.SegmentSequence if item.SegmentNumber == 0)]
     items = seg.PerFrameFunctionalGroupsSequence
@@ -80,7 +83,6 @@ def describe(
         del items[1:]
     if named_after is not None:
         make_reproducible(seg, sources[0], named_after)
-    places = planes_of(scan, sources)
     return seg, [places[_source_of(item)] for item in items]
 
 
@@ -90,19 +92,42 @@ def _source_of(frame: Any) -> tuple[str, int]:
     return str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1)
 
 
+def _stand_in(sources: list[Any], frames: Sequence[int]) -> dict[str, tuple[str, str, int]]:
+    """Let frames of enhanced files pass for files. Class, UID and number of each, by the UID that it has then.
+
+    highdicom takes one enhanced file and all of its frames; a volume may have some of them, or those of several files.
+    """
+    from pydicom.uid import CTImageStorage
+
+    images = {}
+    for n, (source, frame) in enumerate(zip(sources, frames, strict=False), start=1):
+        images[f"2.25.{n}"] = (str(source.SOPClassUID), str(source.SOPInstanceUID), frame)
+        source.SOPClassUID, source.SOPInstanceUID = CTImageStorage, f"2.25.{n}"
+    return images
+
+
+def _refer(seg: Any, images: Mapping[str, tuple[str, str, int]]) -> None:
+    """Put the frames that are meant in the place of their stand-ins."""
+    if not images:
+        return
+    for item in seg.PerFrameFunctionalGroupsSequence:
+        for source in item.DerivationImageSequence[0].SourceImageSequence:
+            named = images[source.ReferencedSOPInstanceUID]
+            source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID, source.ReferencedFrameNumber = named
+    (series,) = seg.ReferencedSeriesSequence
+    files = {images[item.ReferencedSOPInstanceUID][:2]: item for item in seg.SourceImageSequence}
+    for (sop_class, uid), item in files.items():
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
+    seg.SourceImageSequence = series.ReferencedInstanceSequence = list(files.values())
+
+
 def _planes(classes: NDArray[np.uint16], scan: Scan, sources: list[Any]) -> dict[str, Any]:
-    """The planes (plane, row, column) as highdicom pairs them with the source: our files, or the frames of one file."""
+    """The planes (plane, row, column) as highdicom pairs them with the source images."""
     import highdicom
 
     planes = classes.transpose(2, 1, 0)
     planes = planes[list(scan.planes)] if scan.planes else planes
-    if not planes.any():  # highdicom would keep every plane of every segment
-        frame = sources[0].PerFrameFunctionalGroupsSequence[scan.frames[0] - 1] if scan.frames else None
-        at = sources[0] if frame is None else group(frame, frame, "PlanePositionSequence")
-        position = highdicom.PlanePositionSequence("PATIENT", numbers(at.ImagePositionPatient))
-        return {"pixel_array": planes[:1], "plane_positions": [position], "omit_empty_frames": False}
-    if scan.frames:
-        frames = np.zeros((int(sources[0].NumberOfFrames), *planes.shape[1:]), dtype=planes.dtype)
-        frames[np.array(scan.frames) - 1] = planes
-        planes = frames
-    return {"pixel_array": planes, "omit_empty_frames": True}
+    if planes.any():
+        return {"pixel_array": planes, "omit_empty_frames": True}
+    position = highdicom.PlanePositionSequence("PATIENT", numbers(sources[0].ImagePositionPatient))
+    return {"pixel_array": planes[:1], "plane_positions": [position], "omit_empty_frames": False}  # else it keeps all

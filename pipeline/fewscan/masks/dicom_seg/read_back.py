@@ -14,7 +14,7 @@ from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.labels import LabelTable
 from fewscan.masks.dicom_seg.occurrence import present_first
 from fewscan.masks.dicom_seg.segments import algorithm_item, described, segment_item
-from fewscan.masks.dicom_seg.source import TYPE_2, distance_mm, group, numbers, planes_of, sources_of
+from fewscan.masks.dicom_seg.source import TYPE_2, distance_mm, group, images_of, numbers, sources_of
 from fewscan.scans.dicom_frames import Frames, open_frames
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
@@ -88,10 +88,12 @@ def _check_references(seg: Any, where: str, sources: list[Any]) -> None:
         for one in series
         for image in one.ReferencedInstanceSequence
     ]
-    wanted = [(str(s.get("SeriesInstanceUID")), str(s.SOPClassUID), str(s.SOPInstanceUID)) for s in sources]
+    wanted = {(str(s.get("SeriesInstanceUID")), str(s.SOPClassUID), str(s.SOPInstanceUID)) for s in sources}
     if len(series) != 1 or sorted(named) != sorted(wanted):
         raise FormatError(f"{where}: the images of its ReferencedSeriesSequence are not those of the source series")
-    if seg.SOPInstanceUID in {s.SOPInstanceUID for s in sources} or seg.SeriesInstanceUID == wanted[0][0]:
+    if seg.SOPInstanceUID in {s.SOPInstanceUID for s in sources} or seg.SeriesInstanceUID == sources[0].get(
+        "SeriesInstanceUID"
+    ):
         raise FormatError(f"{where}: has a UID of the source series")
     if seg.file_meta.MediaStorageSOPInstanceUID != seg.SOPInstanceUID:
         raise FormatError(f"{where}: is another SOP instance by its file meta information than by its header")
@@ -105,7 +107,7 @@ def _placed(seg: Any, where: str, scan: Scan, sources: list[Any]) -> list[Placed
     """The frames of each plane k of the scan."""
     if (seg.Columns, seg.Rows) != scan.grid.shape[:2]:
         raise FormatError(f"{where}: has {seg.Columns} x {seg.Rows} pixels, the scan {scan.grid.shape[:2]}")
-    planes = planes_of(scan, sources)
+    planes = images_of(scan, sources)
     shared = seg.SharedFunctionalGroupsSequence[0]
     frames = seg.PerFrameFunctionalGroupsSequence
     if len(frames) != int(seg.NumberOfFrames):

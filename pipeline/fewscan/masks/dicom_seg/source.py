@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -23,39 +24,53 @@ TYPE_2 = (
     "ReferringPhysicianName",
 )
 """Of patient and study; DICOM lets them be empty, but not missing."""
+_PLANE = {
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+}
+_OF_ALL_FRAMES = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 def sources_of(scan: Scan) -> list[Any]:
-    """The source's headers in the order of the planes, without pixels; one for an enhanced (multi-frame) file.
+    """The source's headers without pixels, one for each plane in their order; a frame's as if it were a file.
 
     What highdicom insists on and a tolerant reader does not is made good in memory: attributes that may be empty
     but are missing, one orientation for all slices, a slice thickness (the distance between the planes, where none
-    is stated), and groups that an enhanced file repeats for each frame. SpacingBetweenSlices, by which dcmqi counts
-    planes, is the distance of the positions: scanners state the gap alone, or a negative number.
+    is stated). SpacingBetweenSlices, by which dcmqi counts planes, is the distance of the positions: scanners state
+    the gap alone, or a negative number.
     """
     import pydicom
 
-    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in dict.fromkeys(scan.files)]
+    files = {file: pydicom.dcmread(file, stop_before_pixels=True) for file in dict.fromkeys(scan.files)}
+    headers = [files[file] for file in scan.files]
+    if scan.frames:
+        headers = [_of_frame(header, frame) for header, frame in zip(headers, scan.frames, strict=True)]
     distance = f"{distance_mm(scan.grid):.10g}"
     for header in headers:
         for name in TYPE_2:
             if name not in header:
                 setattr(header, name, "")
-        if scan.frames:
-            shared = header.SharedFunctionalGroupsSequence[0]
-            ours = header.PerFrameFunctionalGroupsSequence[scan.frames[0] - 1]
-            for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-                if name not in shared:
-                    setattr(shared, name, getattr(ours, name))
-            measures = shared.PixelMeasuresSequence[0]
-        else:
-            header.ImageOrientationPatient = headers[0].ImageOrientationPatient
-            measures = header
-        if not measures.get("SliceThickness"):
-            measures.SliceThickness = distance
+        header.ImageOrientationPatient = headers[0].ImageOrientationPatient
+        if not header.get("SliceThickness"):
+            header.SliceThickness = distance
         if scan.grid.shape[2] > 1:
-            measures.SpacingBetweenSlices = distance
+            header.SpacingBetweenSlices = distance
     return headers
+
+
+def _of_frame(header: Any, number: int) -> Any:
+    """The header of an enhanced file as if one of its frames, from 1, were a file."""
+    from pydicom import Dataset
+
+    groups = (header.PerFrameFunctionalGroupsSequence[number - 1], header.SharedFunctionalGroupsSequence[0])
+    frame = Dataset({element.tag: copy(element) for element in header if element.keyword not in _OF_ALL_FRAMES})
+    for name, keywords in _PLANE.items():
+        item = group(*groups, name)
+        for keyword in keywords:
+            if keyword in item:
+                frame[keyword] = copy(item[keyword])
+    return frame
 
 
 def distance_mm(grid: Grid) -> float:
@@ -65,12 +80,11 @@ def distance_mm(grid: Grid) -> float:
     return float(abs(normal @ k) / np.linalg.norm(normal))
 
 
-def planes_of(scan: Scan, sources: list[Any]) -> dict[tuple[str, int], int]:
+def images_of(scan: Scan, sources: list[Any]) -> dict[tuple[str, int], int]:
     """(SOPInstanceUID, frame number from 1) of each plane, to its index k."""
-    places = scan.planes or range(len(scan.files))
-    if scan.frames:
-        return {(str(sources[0].SOPInstanceUID), frame): k for k, frame in zip(places, scan.frames, strict=True)}
-    return {(str(header.SOPInstanceUID), 1): k for k, header in zip(places, sources, strict=True)}
+    frames, places = scan.frames or [1] * len(sources), scan.planes or range(len(sources))
+    uids = [str(source.SOPInstanceUID) for source in sources]
+    return dict(zip(zip(uids, frames, strict=True), places, strict=True))
 
 
 def unusable(source: Any) -> list[str]:
