@@ -271,6 +271,18 @@ def test_gaps_between_slices_are_usual_and_said(tmp_path, kept, header, note):
     assert scan.notes == () if note is None else scan.notes[0].startswith(note)
 
 
+@pytest.mark.parametrize("stated", ["NaN", "inf", "1e-320", "0", "-2.5"])
+def test_a_distance_that_is_none_stops_neither_its_series_nor_the_others(tmp_path, stated):
+    for name in "ab":
+        write_series(tmp_path / name, image(), AFFINES["oblique"], SpacingBetweenSlices=2.5)
+    head = b"\x18\0\x88\0DS"
+    for path in (tmp_path / "a").iterdir():  # its bytes, for pydicom would not write all of these
+        stored = path.read_bytes()
+        assert head + b"\4\x002.5 " in stored
+        path.write_bytes(stored.replace(head + b"\4\x002.5 ", head + f"\6\0{stated:6}".encode()))
+    assert [scan.name for scan in find_scans(tmp_path).scans] == ["a", "b"]
+
+
 def test_a_file_twice_is_left_out_and_said(tmp_path):
     files = write_series(tmp_path, image(), STRAIGHT)
     shutil.copy(files[1], tmp_path / "z copy.dcm")

@@ -261,7 +261,9 @@ def _numbers(sources: Sequence[Any], keyword: str, count: int) -> NDArray[np.flo
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None or not float(value) else abs(float(value))
+    """A length in mm; None where nobody could mean it: 0, NaN, or one with which nothing can be counted."""
+    number = 0.0 if value is None else abs(float(value))
+    return number if 1e-6 < number < 1e6 else None
 
 
 def _location(value: Any) -> float | None:
