@@ -636,6 +636,22 @@ def two_frames_of_reference_in_turn(folder: Path) -> list[Volume]:
     return []
 
 
+@kind(refused="6 images of one orientation have each a frame of reference of its own")
+def a_frame_of_reference_for_each_slice(folder: Path) -> list[Volume]:
+    """A bad anonymiser, which gives every UID of every file a new value."""
+    write(folder, volume(), FrameOfReferenceUID=lambda k: generate_uid())
+    return []
+
+
+@kind(
+    refused="6 images of one orientation have each a pixel spacing of its own.*0.9 x 0.8 mm in image000.dcm, 0.9 x 0.8"
+)
+def a_pixel_spacing_for_each_slice(folder: Path) -> list[Volume]:
+    """Magnified towards one end, as a cone of rays does."""
+    write(folder, volume(), PixelSpacing=lambda k: [0.8 + 0.01 * k, 0.9])
+    return []
+
+
 @kind(noted="one of 2 stacks of its series")
 def two_stacks_of_different_orientation(folder: Path) -> list[Volume]:
     shared = uids()

@@ -192,7 +192,10 @@ def _strangers(main: list[Plane], groups: list[list[Plane]]) -> tuple[list[Skipp
 
 def _check_apart(groups: list[list[Plane]]) -> None:
     """Raise GeometryError where a stack lies between the slices of another one, from which its geometry differs."""
+    _check_single(groups)
     for main, group in itertools.permutations(groups, 2):
+        if len(main) == 1:  # nothing lies between its ends
+            continue
         along = [plane.along for plane in main]
         plane = _within(main, [p for p in group if min(along) < p.position @ main[0].normal < max(along)])
         if plane is not None:
@@ -201,6 +204,25 @@ def _check_apart(groups: list[list[Plane]]) -> None:
                 f"{len(group)} images have another {kind} than {len(main)} others ({_numbers(plane, kind)} against "
                 f"{_numbers(main[0], kind)}), but lie between them, {plane.path.name} at {point(plane.position)} mm "
                 f"(LPS); export the series again"
+            )
+
+
+def _check_single(groups: list[list[Plane]]) -> None:
+    """Raise GeometryError where three or more stacks are one slice of one orientation, as slices of one volume are.
+
+    So they become where a frame of reference of its own is given to each slice by a bad anonymiser.
+    """
+    single = [group[0] for group in groups if len(group) == 1]
+    orientations = np.array([plane.orientation for plane in single]).reshape(-1, 6)
+    for plane in single:
+        alike = np.flatnonzero(np.isclose(orientations, plane.orientation, atol=1e-4).all(axis=1))
+        if len(alike) > 2:
+            other = single[next(n for n in alike if single[n] is not plane)]
+            kind = _differ(plane, other) or "geometry"
+            raise GeometryError(
+                f"{len(alike)} images of one orientation have each a {kind} of its own ({_numbers(plane, kind)} in "
+                f"{plane.path.name}, {_numbers(other, kind)} in {other.path.name}), so they form no volume; export the "
+                f"series again"
             )
 
 
