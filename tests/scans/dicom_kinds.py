@@ -27,6 +27,7 @@ from pydicom.uid import (
 )
 
 from scans.dicom_series import write_enhanced, write_series
+from scans.links import link
 from scans.volumes import SPACING, rotation
 
 ORIGIN = np.array([-31.5, 12.25, 80.0])
@@ -574,6 +575,34 @@ def the_first_file_without_preamble_and_extension(folder: Path) -> list[Volume]:
         path.rename(path.with_suffix(""))
     first = files[0].with_suffix("")
     first.write_bytes(first.read_bytes()[132:])
+    return []
+
+
+def without_suffix(files: list[Path]) -> Path:
+    """Renames the files, and takes the last one away; where it lay."""
+    for path in files:
+        path.rename(path.with_suffix(""))
+    files[-1].with_suffix("").unlink()
+    return files[-1].with_suffix("")
+
+
+@kind(refused="1 of 6 images of the series cannot be used.*image005: is no DICOM file")
+def the_last_file_empty_and_without_extension(folder: Path) -> list[Volume]:
+    without_suffix(write(folder, volume())).write_bytes(b"")
+    return []
+
+
+@kind(refused="1 of 6 images of the series cannot be used.*image005: is no DICOM file")
+def the_last_file_nothing_but_zeros(folder: Path) -> list[Volume]:
+    """A copy that was interrupted after its room was reserved."""
+    without_suffix(write(folder, volume())).write_bytes(bytes(1200))
+    return []
+
+
+@kind(refused="1 of 6 images of the series cannot be used.*image005: cannot be read .FileNotFoundError")
+def the_last_file_a_link_into_nowhere(folder: Path) -> list[Volume]:
+    """As git-annex and DataLad have it where the content was not fetched; it is like a file without permission."""
+    link(without_suffix(write(folder, volume())), folder / "gone")
     return []
 
 

@@ -17,9 +17,9 @@ from fewscan.scans.dicom_planes import (
     ColourPicture,
     NotAnImage,
     Plane,
+    dicom_files,
     identity,
     is_dicom,
-    lacks_preamble,
     read_planes,
 )
 from fewscan.scans.dicom_stacks import SAME_MM, places, point, volumes
@@ -29,7 +29,7 @@ from fewscan.scans.scan import Scan, Skipped
 STEEPEST = 45.0
 """Degrees; gantries of scanners tilt by up to 30."""
 
-__all__ = ["find_series", "is_dicom", "lacks_preamble", "open_series", "read_series"]
+__all__ = ["dicom_files", "find_series", "is_dicom", "open_series", "read_series"]
 
 
 @quietly()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fewscan.errors import GeometryError, ScanError
 from fewscan.scans.dicom_header import Header, open_dicom
 from fewscan.scans.dicom_plain import plain_head
+from fewscan.scans.names import format_of
 from fewscan.scans.quiet import quietly
 
 SPLIT_BY = (
@@ -76,6 +77,33 @@ class NotAnImage(ScanError):
 
 class ColourPicture(ScanError):
     """A colour image that names no place in the patient: no slice of a scan beside which it lies."""
+
+
+def dicom_files(paths: Iterable[Path]) -> list[Path]:
+    """The files that are DICOM by their mark or suffix, and those without a known suffix that may have been.
+
+    The latter are files that cannot be read, as links into nowhere, files that lost their preamble, and, beside DICOM
+    files without a suffix, files that hold nothing: a copy that was interrupted. A slice may be missing with them.
+    """
+    known = {path: format_of(path) for path in paths}
+    marked = {path for path in known if is_dicom(path)}
+    bare = {path.parent for path in marked if known[path] is None}
+    return [
+        path
+        for path, format in known.items()
+        if path in marked
+        or format == "dicom"
+        or (format is None and (lacks_preamble(path) or _holds_nothing(path, path.parent in bare)))
+    ]
+
+
+def _holds_nothing(path: Path, or_zeros: bool) -> bool:
+    """Whether a file cannot be read, or holds nothing but zeros where DICOM begins."""
+    try:
+        with path.open("rb") as file:
+            return or_zeros and not file.read(1024).strip(b"\0")
+    except OSError:
+        return True
 
 
 def is_dicom(path: Path) -> bool:

@@ -86,7 +86,7 @@ def describe(
 def _character_set(source: Any, table: LabelTable) -> str | None:
     """The source's own, or UTF-8 where labels need it or highdicom does not take the source's.
 
-    It takes no set that begins with an empty value (all of Korea, most of Japan), and none that is misspelled (ISO-IR 100).
+    It takes no set that begins with an empty value (Korea, most of Japan), and none that is misspelled (ISO-IR 100).
     """
     from highdicom.enum import SpecificCharacterSetValues
 
