@@ -19,6 +19,7 @@ from pydicom.fileset import FileSet
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
@@ -515,6 +516,17 @@ def other_files_beside(folder: Path) -> list[Volume]:
     return [truth]
 
 
+@kind(left_out="DICOM, but not an image: (Parametric Map|MR Spectroscopy) Storage")
+def a_parametric_map_and_spectra_beside(folder: Path) -> list[Volume]:
+    """They have Rows and Columns, but no PixelData."""
+    write(folder, truth := volume())
+    for name, keyword in (("ParametricMapStorage", "FloatPixelData"), ("MRSpectroscopyStorage", "SpectroscopyData")):
+        sop_class = getattr(pydicom.uid, name)
+        (path,) = write(folder / name, volume(shape=(9, 7, 1)), SOPClassUID=sop_class, BitsAllocated=32)
+        edit(path, PixelData=None, **{keyword: bytes(9 * 7 * 4)})
+    return [truth]
+
+
 @kind(left_out="DICOM, but not an image")
 def a_report_and_a_plan_beside(folder: Path) -> list[Volume]:
     shared = uids()
@@ -912,7 +924,45 @@ def no_pixels(folder: Path) -> list[Volume]:
     return []
 
 
+@kind(refused="image002.dcm: holds 378 bytes of pixels, where 1 frame.s. of 9 x 7 pixels take 126")
+def more_pixels_than_the_header_says(folder: Path) -> list[Volume]:
+    """Several frames of which the header says nothing."""
+    path = write(folder, volume())[2]
+    edit(path, PixelData=3 * pydicom.dcmread(path).PixelData)
+    return []
+
+
+@kind()
+def padding_behind_the_pixels(folder: Path) -> list[Volume]:
+    for path in write(folder, truth := volume()):
+        edit(path, PixelData=pydicom.dcmread(path).PixelData + bytes(30))
+    return [truth]
+
+
 # Transfer syntaxes.
+
+
+@kind(refused="image003.dcm: its pixels are compressed, where its header says Explicit VR Little Endian")
+def compressed_pixels_of_an_uncompressed_syntax(folder: Path) -> list[Volume]:
+    path = write(folder, volume())[3]
+    compress(path, RLELossless)
+    name, other = (f"{uid}\0".encode() for uid in (RLELossless, ExplicitVRLittleEndian))
+    path.write_bytes(path.read_bytes().replace(name, other))
+    return []
+
+
+@kind()
+def explicit_big_endian_of_eight_bits_in_words(folder: Path) -> list[Volume]:
+    truth = volume(shape=(10, 7, 6))
+    truth = truth.with_values(np.rint(truth.values / 16))
+    for k, path in enumerate(write(folder, truth, BitsAllocated=8, BitsStored=8, HighBit=7)):
+        dataset = pydicom.dcmread(path)
+        words = np.frombuffer(truth.values[:, :, k].T.astype(np.uint8).tobytes(), "<u2")
+        dataset.PixelData = words.astype(">u2").tobytes()
+        dataset["PixelData"].VR = "OW"
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=False)
+    return [truth]
 
 
 @kind()
@@ -1102,7 +1152,7 @@ def enhanced_ct_that_describes_fewer_frames(folder: Path) -> list[Volume]:
 def enhanced_ct_that_describes_more_frames(folder: Path) -> list[Volume]:
     truth = volume()
     path = write_enhanced(folder / "ct.dcm", [(truth.values, truth.ras)])
-    edit(path, NumberOfFrames=5)
+    edit(path, NumberOfFrames=5, PixelData=pydicom.dcmread(path).PixelData[: 5 * 9 * 7 * 2])
     return []
 
 

@@ -24,9 +24,6 @@ SPLIT_BY = (
 )  # fmt: skip
 """What may tell volumes at the same positions apart, in this order."""
 
-_NO_IMAGE = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.481", "1.2.840.10008.5.1.4.1.1.30",
-             "1.2.840.10008.5.1.4.1.1.88", "1.2.840.10008.5.1.4.1.1.11", "1.2.840.10008.5.1.4.1.1.104",
-             "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.68", "1.2.840.10008.5.1.4.1.1.9")  # fmt: skip
 _BARE = (b"\x02\x00\x00\x00UL\x04\x00", *(bytes((8, 0, n, 0)) for n in (0x00, 0x01, 0x05, 0x08, 0x12, 0x16)))
 """How files without a preamble begin: with the meta information, or with group 8, little endian."""
 
@@ -164,10 +161,9 @@ def read_planes(path: Path) -> list[Plane]:
 def _check_image(path: Path, header: Header) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
-    no_image = any(header.sop_class == prefix or header.sop_class.startswith(prefix + ".") for prefix in _NO_IMAGE)
-    if no_image or "Rows" not in header or "Columns" not in header:
+    if header.is_no_image or "Rows" not in header or "Columns" not in header:
         kind, said = (name_of(uid) or "an unnamed object" for uid in (header.sop_class, header.media_class))
-        if not no_image and said.endswith("Image Storage"):
+        if not header.is_no_image and said.endswith("Image Storage"):
             raise ScanError(f"{path}: is {said} without Rows and Columns: cut short or damaged; copy it again")
         raise NotAnImage(f"DICOM, but not an image: {kind}")
     if min(int(header.get("Rows") or 0), int(header.get("Columns") or 0)) < 1:
