@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 
 import highdicom
 import nibabel
@@ -198,6 +199,24 @@ def test_two_scans_of_one_name_are_refused_before_computing(tmp_path, bundle, on
     assert one in str(caught.value) and other in str(caught.value) and "--exclude" in str(caught.value)
     assert not (tmp_path / "masks").exists()
     assert segment(tmp_path / "scans", bundle, tmp_path / "masks", exclude=[other], overlays=False).exit_code == 0
+
+
+def test_a_folder_whose_name_is_no_text_is_done_and_reported(tmp_path, bundle):
+    """As old archives have them: Latin-1 in a file system of UTF-8."""
+    name = os.fsdecode(b"M\xfcller")
+    try:
+        (tmp_path / "scans" / name).mkdir(parents=True)
+    except OSError as problem:
+        pytest.skip(f"no such names here ({type(problem).__name__})")
+    write_series(tmp_path / "scans" / name / "ct", noise(1), AFFINES["lps"])
+    write_series(tmp_path / "scans" / name / "cut", noise(2), AFFINES["lps"])[3].unlink()
+    write_series(tmp_path / "scans" / "other", noise(3), AFFINES["lps"])
+    for status in ("done", "done before"):
+        report = segment(tmp_path / "scans", bundle, tmp_path / "masks")
+        assert sorted(row["status"] for row in report.rows) == [status, status, "failed"]
+        table = (tmp_path / "masks" / "fewscan" / "report.csv").read_text(encoding="utf-8")
+        assert f"M\\udcfcller/ct,{status}" in table and f"other,{status}" in table
+    assert (tmp_path / "masks" / name / "ct_seg.dcm").exists()
 
 
 def test_labels_and_earlier_masks_are_no_scans(tmp_path, bundle):

@@ -125,4 +125,5 @@ def _same_inputs(signature: Sequence[Mapping[str, Any]], scan: Scan) -> bool:
 
 def _place(file: Path) -> str:
     stat = file.stat()
-    return hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+    place = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    return hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()  # a name may hold bytes that are no text
