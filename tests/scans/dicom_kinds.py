@@ -24,6 +24,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
+    SecondaryCaptureImageStorage,
     generate_uid,
 )
 
@@ -649,6 +650,25 @@ def a_colour_picture_in_the_series(folder: Path) -> list[Volume]:
         BitsStored=8, HighBit=7, PixelData=bytes(9 * 7 * 3 + 1), ImagePositionPatient=None,
     )  # fmt: skip
     return [truth]
+
+
+SCREENSHOT = {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None}
+
+
+@kind(left_out="a screenshot .secondary capture., not a scan", noted="1 colour picture.s. or screenshot")
+def a_grey_screenshot_in_the_series(folder: Path) -> list[Volume]:
+    """What a console adds: a dose report, a plan of the slices."""
+    shared = uids()
+    write(folder, truth := volume(), **shared)
+    write(folder / "0", volume(shape=(9, 7, 1)), **shared, **SCREENSHOT)
+    return [truth]
+
+
+@kind(refused="1 of 6 images of the series cannot be used.*image005.dcm: has no ImagePositionPatient")
+def a_slice_without_position_of_a_series_of_secondary_captures(folder: Path) -> list[Volume]:
+    """As converters write them: no other image is a screenshot either."""
+    edit(write(folder, volume(), SOPClassUID=SecondaryCaptureImageStorage)[-1], ImagePositionPatient=None)
+    return []
 
 
 @kind(refused=r"another matrix than the rest \(7 x 9 pixels against 9 x 7 pixels\)")

@@ -405,6 +405,15 @@ def test_objects_that_are_no_images_are_skipped_and_pictures_refused(tmp_path):
     assert "no ImagePositionPatient" in found.skipped[0].reason and "not an image" in found.skipped[1].reason
 
 
+def test_an_image_without_a_sop_instance_uid_excuses_no_broken_file(tmp_path):
+    """A broken copy of a whole file takes nothing away from a series; what names no instance is no copy."""
+    write_series(tmp_path, image(), STRAIGHT)[-1].write_bytes(b"")
+    other = write_series(tmp_path / "other", image((5, 4, 1)), STRAIGHT)[0]
+    edit(other, SOPInstanceUID="")
+    other.rename(tmp_path / "other.dcm")
+    assert find_scans(tmp_path).scans == []
+
+
 def test_a_truncated_file_is_a_failure(tmp_path):
     files = write_series(tmp_path, image(), STRAIGHT)
     files[2].write_bytes(files[2].read_bytes()[:-20])

@@ -14,9 +14,10 @@ from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.scans.dicom_pixels import pixel_digest, read_series
 from fewscan.scans.dicom_planes import (
-    ColourPicture,
     NotAnImage,
+    Picture,
     Plane,
+    Screenshot,
     dicom_files,
     identity,
     is_dicom,
@@ -45,22 +46,27 @@ def find_series(files: Iterable[Path], root: Path, resample_gaps: bool = False) 
     skipped: list[Skipped] = []
     broken: list[tuple[str, str, Skipped]] = []
     pictures: list[tuple[str, str, Skipped]] = []
+    screenshots: set[Path] = set()
     for path in sorted(files):
         try:
             planes += read_planes(path)
         except NotAnImage as problem:
             skipped.append(Skipped(path, str(problem)))
         except ScanError as problem:
-            kind = pictures if isinstance(problem, ColourPicture) else broken
+            kind = pictures if isinstance(problem, Picture) else broken
             kind.append((*identity(path), Skipped(path, str(problem), failed=True)))
-    whole = {plane.sop_instance for plane in planes}  # a broken copy of a whole file takes nothing away
+            screenshots.update([path] if isinstance(problem, Screenshot) else [])
+    converted = {plane.series for plane in planes if plane.secondary}
+    broken += [one for one in pictures if one[2].path in screenshots and one[0] in converted]
+    pictures = [one for one in pictures if one not in broken]
+    whole = {plane.sop_instance for plane in planes} - {""}  # a broken copy of a whole file takes nothing away
     found: list[tuple[Scan, int | None]] = []
     planes.sort(key=lambda plane: plane.series)
     for series, group in itertools.groupby(planes, lambda plane: plane.series):
         members = list(group)
         folders = {plane.path.parent for plane in members}
         beside = [item for uid, _, item in pictures if uid == series]
-        notes = (f"{len(beside)} colour picture(s) of the series left out",) if beside else ()
+        notes = (f"{len(beside)} colour picture(s) or screenshot(s) of the series left out",) if beside else ()
         missing = [
             item
             for uid, instance, item in broken

@@ -49,6 +49,7 @@ class Plane:
     slice_location: float | None
     rescaled: bool  # whether the header gives a slope or an intercept
     localizer: bool
+    secondary: bool  # a secondary capture: converted, or a screenshot
     notes: tuple[str, ...]
     split: dict[str, str] = field(repr=False)
 
@@ -72,8 +73,12 @@ class NotAnImage(ScanError):
     """A DICOM object that is no image: not a failure."""
 
 
-class ColourPicture(ScanError):
-    """A colour image that names no place in the patient: no slice of a scan beside which it lies."""
+class Picture(ScanError):
+    """A colour image or a screenshot that names no place in the patient: no slice of a scan beside which it lies."""
+
+
+class Screenshot(Picture):
+    """A grey one (secondary capture): a slice after all, where the slices of its series are secondary captures too."""
 
 
 def dicom_files(paths: Iterable[Path]) -> list[Path]:
@@ -179,13 +184,19 @@ def _check_image(path: Path, header: Header) -> None:
         if not available:
             raise ScanError(_no_plugin(path, syntax.name))
     colour = header.get("PhotometricInterpretation")
+    placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
     if int(header.get("SamplesPerPixel") or 1) != 1 or colour == "PALETTE COLOR":
-        placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
-        raise (ScanError if placed else ColourPicture)(f"{path}: is a colour image, not a scan")
+        raise (ScanError if placed else Picture)(f"{path}: is a colour image, not a scan")
+    if not placed and _is_secondary(header):
+        raise Screenshot(f"{path}: has no ImagePositionPatient: a screenshot (secondary capture), not a scan")
     if "MOSAIC" in (header.get("ImageType") or ()):
         raise ScanError(f"{path}: a mosaic of slices, whose header gives no position of each; convert it (dcm2niix)")
     if "ModalityLUTSequence" in header:
         raise ScanError(f"{path}: has a modality look-up table instead of slope and intercept, which is not read")
+
+
+def _is_secondary(header: Header) -> bool:
+    return f"{header.sop_class}.".startswith("1.2.840.10008.5.1.4.1.1.7.")
 
 
 def name_of(uid: Any) -> str:
@@ -272,7 +283,7 @@ def _plane(path: Path, header: Header, sources: Sequence[Any], frame: int) -> Pl
         _number(first_value(sources, "SliceThickness")), _number(first_value(sources, "SpacingBetweenSlices")),
         _location(first_value(sources, "SliceLocation")),
         any(first_value(sources, keyword) is not None for keyword in ("RescaleSlope", "RescaleIntercept")),
-        "LOCALIZER" in (header.get("ImageType") or ()), tuple(notes), split,
+        "LOCALIZER" in (header.get("ImageType") or ()), _is_secondary(header), tuple(notes), split,
     )  # fmt: skip
 
 
