@@ -164,6 +164,19 @@ def test_an_impossible_format_fails_before_anything_is_written(tmp_path, bundle)
     assert not (tmp_path / "masks").exists()
 
 
+def test_a_series_that_no_dicom_seg_can_be_placed_on_keeps_none_of_the_others_from_theirs(tmp_path, bundle):
+    for number, name in enumerate(("a", "b")):
+        write_series(tmp_path / "scans" / name, noise(number), AFFINES["lps"])
+    write_series(tmp_path / "scans" / "c", noise(2), AFFINES["lps"], FrameOfReferenceUID=None)
+    report = segment(tmp_path / "scans", bundle, tmp_path / "masks", formats=["dicom-seg"], overlays=False)
+    assert {row["scan"]: row["status"] for row in report.rows} == {"a": "done", "b": "done", "c": "failed"}
+    assert report.exit_code == 2 and "c: the series has no FrameOfReferenceUID" in report.failed[0]["reason"]
+    with pytest.raises(FormatError, match=r"c: the series has no FrameOfReferenceUID, .* choose nifti or seg-nrrd"):
+        segment(tmp_path / "scans" / "c", bundle, tmp_path / "other", formats=["dicom-seg"])
+    with pytest.raises(FormatError, match="png holds neither orientation nor position"):
+        segment(tmp_path / "scans", bundle, tmp_path / "other", formats=["png"])
+
+
 # What is a scan, and what it is called.
 
 

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,33 +89,33 @@ def segment(
         print(f"{bundle.resolve().name}: {validation}")
     _say_what_was_found(source, found.scans, found.skipped)
     wanted = {scan: tuple(formats) or (default_format(scan),) for scan in found.scans}
-    for scan in found.scans:
-        for name in wanted[scan]:
-            check_format(name, scan)
     _refuse_equal_suffixes(formats)
     refuse_equal_names(found.scans)
+    unplaced = _check_formats(wanted)
     members = fold_models(bundle) if ensemble else ()
     weights = bundle / "models" / "model.pt"
     if not members and not weights.exists():
         raise BundleError(f"{weights}: is missing, so this bundle is not trained; run `fewscan train {bundle}` first")
+    report.rows += [failed_row(scan.name, problem, output) for scan, problem in unplaced.items()]
+    scans = [scan for scan in found.scans if scan not in unplaced]
     for item in found.skipped:
         if item.failed:
             report.rows.append({"scan": str(item.path), "status": "failed", "reason": item.reason})
     if dry_run:
         report.rows += [
             {"scan": scan.name, "status": "planned", "masks": [f"{scan.name}_seg{FORMATS[f]}" for f in wanted[scan]]}
-            for scan in found.scans
+            for scan in scans
         ]
         return report
     predictor = Predictor(bundle, device, members, backend, straighten)
     budget = share_out(max_memory, max_gpu_memory, predictor.device.type == "cuda", predictor.weight_bytes)
     predictor.allow(budget.tile_memory_gb)
-    _say_what_is_planned(budget, found.scans, predictor)
+    _say_what_is_planned(budget, scans, predictor)
     asked = {"reproducible": True} if reproducible else {}
     ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays, **asked})
     ledger.open(source)
     empty = Arrays(output / "fewscan", budget.array)
-    bar = tqdm(found.scans, unit="scan", smoothing=0.1)
+    bar = tqdm(scans, unit="scan", smoothing=0.1)
     try:
         for scan in bar:
             bar.set_postfix_str(scan.name)
@@ -186,6 +186,25 @@ def _one(
         return {**_row(receipt), "status": "done"}
     except Exception as problem:  # whatever it is, the other scans go on
         return failed_row(scan.name, problem, ledger.output)
+
+
+def _check_formats(wanted: Mapping[Scan, Sequence[str]]) -> dict[Scan, FormatError]:
+    """The series that have no FrameOfReferenceUID, which DICOM-SEG asks for, with the reason: the others are done.
+
+    Raises FormatError where a format is not for scans of this kind, or for none of them.
+    """
+    unplaced: dict[Scan, FormatError] = {}
+    for scan, names in wanted.items():
+        for name in names:
+            try:
+                check_format(name, scan)
+            except FormatError as problem:
+                if scan.format != "dicom" or scan.grid.frame_of_reference is not None:
+                    raise
+                unplaced[scan] = problem
+    if unplaced and len(unplaced) == len(wanted):
+        raise next(iter(unplaced.values()))
+    return unplaced
 
 
 def _refuse_equal_suffixes(formats: Sequence[str]) -> None:
