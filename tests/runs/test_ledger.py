@@ -149,6 +149,27 @@ def test_an_unfinished_scan_leaves_the_former_mask_findable(done, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("changed", ["a", "sub-01/b"])
+def test_a_scan_that_changes_during_the_run_is_not_signed(done, monkeypatch, changed):
+    """While its mask is written, or before its turn: the mask would be that of another scan."""
+    output, check = done / "again", nifti.check
+
+    def changing(*arguments):
+        monkeypatch.setattr(nifti, "check", check)
+        save_nifti(done / "scans" / f"{changed}.nii.gz", noise(8))
+        check(*arguments)
+
+    monkeypatch.setattr(nifti, "check", changing)
+    report = segment(done / "scans", done / "bundle", output, overlays=False)
+    assert {row["scan"]: row["status"] for row in report.rows} == {**dict.fromkeys(NAMES, "done"), changed: "failed"}
+    assert report.failed[0]["reason"].startswith(f"{changed}: its files changed while it was segmented")
+    report = segment(done / "scans", done / "bundle", output, overlays=False)
+    assert {row["scan"]: row["status"] for row in report.rows} == {
+        **dict.fromkeys(NAMES, "done before"), changed: "done",
+    }  # fmt: skip
+    np.testing.assert_array_equal(read(output / f"{changed}_seg.nii.gz"), expected(noise(8)))
+
+
 def _raises(problem):
     def check(*arguments):
         raise problem

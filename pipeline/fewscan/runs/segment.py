@@ -22,7 +22,7 @@ from fewscan.labels import LabelTable
 from fewscan.masks import FORMATS, check_format, default_format, write_mask, write_overlay
 from fewscan.runs.budget import GIB, Budget, share_out
 from fewscan.runs.estimate import fold_models, in_words
-from fewscan.runs.ledger import Ledger
+from fewscan.runs.ledger import Ledger, check_unchanged, places
 from fewscan.runs.predictor import Predictor, read_settings
 from fewscan.runs.report import Report, failed_row, write_report
 from fewscan.scans import Scan, Skipped, find_scans
@@ -97,7 +97,7 @@ def segment(
     if not members and not weights.exists():
         raise BundleError(f"{weights}: is missing, so this bundle is not trained; run `fewscan train {bundle}` first")
     report.rows += [failed_row(scan.name, problem, output) for scan, problem in unplaced.items()]
-    scans = [scan for scan in found.scans if scan not in unplaced]
+    scans = {scan: places(scan) for scan in found.scans if scan not in unplaced}
     for item in found.skipped:
         if item.failed:
             report.rows.append({"scan": str(item.path), "status": "failed", "reason": item.reason})
@@ -110,16 +110,16 @@ def segment(
     predictor = Predictor(bundle, device, members, backend, straighten)
     budget = share_out(max_memory, max_gpu_memory, predictor.device.type == "cuda", predictor.weight_bytes)
     predictor.allow(budget.tile_memory_gb)
-    _say_what_is_planned(budget, scans, predictor)
+    _say_what_is_planned(budget, list(scans), predictor)
     asked = {"reproducible": True} if reproducible else {}
     ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays, **asked})
     ledger.open(source)
     empty = Arrays(output / "fewscan", budget.array)
-    bar = tqdm(scans, unit="scan", smoothing=0.1)
+    bar = tqdm(scans.items(), unit="scan", smoothing=0.1)
     try:
-        for scan in bar:
+        for scan, seen in bar:
             bar.set_postfix_str(scan.name)
-            report.rows.append(_one(scan, wanted[scan], ledger, predictor, table, overlays, empty, reproducible))
+            report.rows.append(_one(scan, seen, wanted[scan], ledger, predictor, table, overlays, empty, reproducible))
     except KeyboardInterrupt:
         report.interrupted = True
     finally:
@@ -131,6 +131,7 @@ def segment(
 
 def _one(
     scan: Scan,
+    seen: Sequence[str | None],
     formats: Sequence[str],
     ledger: Ledger,
     predictor: Predictor,
@@ -139,7 +140,7 @@ def _one(
     empty: Arrays,
     reproducible: bool,
 ) -> dict[str, Any]:
-    """Segment one scan, or say why not; a row of the report."""
+    """Segment one scan, whose files were `seen` at their places, or say why not; a row of the report."""
     receipt = ledger.receipt(scan)
     if receipt is not None:
         return {**_row(receipt), "status": "done before"}
@@ -147,8 +148,10 @@ def _one(
     stem = ledger.output / f"{scan.name}_seg"
     try:
         _sweep(stem)
+        check_unchanged(scan, seen)
         array = scan.read(empty)
         values: NDArray[np.integer] = predictor(scan, array, empty).astype(table.dtype, copy=False)
+        check_unchanged(scan, seen)
         outputs: list[Path] = []
         former: list[Path] = []  # of an earlier run: findable until the new ones are complete
         notes = [*scan.notes, *predictor.notes]
@@ -180,7 +183,7 @@ def _one(
             "ml": {label.name: round(float(counts[label.value]) * voxel_ml, 4) for label in table},
             "notes": notes,
         }
-        receipt = ledger.sign(scan, outputs, details)
+        receipt = ledger.sign(scan, seen, outputs, details)
         for path in former:
             path.unlink()
         return {**_row(receipt), "status": "done"}
