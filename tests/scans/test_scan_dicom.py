@@ -414,6 +414,18 @@ def test_an_image_without_a_sop_instance_uid_excuses_no_broken_file(tmp_path):
     assert find_scans(tmp_path).scans == []
 
 
+def test_a_whole_file_of_another_series_excuses_no_broken_one(tmp_path):
+    """A study that was sent twice, the second time with other series UIDs, in which the instances keep theirs."""
+    files = write_series(tmp_path / "a", image(), STRAIGHT)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for path in (tmp_path / "b").iterdir():
+        edit(path, SeriesInstanceUID="1.2.3.4")
+    files[-1].write_bytes(files[-1].read_bytes()[:-20])
+    found = find_scans(tmp_path)
+    assert [scan.name for scan in found.scans] == ["b"]
+    assert any("of the series cannot be used" in reason for reason in failures(found))
+
+
 def test_a_truncated_file_is_a_failure(tmp_path):
     files = write_series(tmp_path, image(), STRAIGHT)
     files[2].write_bytes(files[2].read_bytes()[:-20])

@@ -59,7 +59,7 @@ def find_series(files: Iterable[Path], root: Path, resample_gaps: bool = False) 
     converted = {plane.series for plane in planes if plane.secondary}
     broken += [one for one in pictures if one[2].path in screenshots and one[0] in converted]
     pictures = [one for one in pictures if one not in broken]
-    whole = {plane.sop_instance for plane in planes} - {""}  # a broken copy of a whole file takes nothing away
+    whole = {(plane.series, plane.sop_instance) for plane in planes if plane.sop_instance}
     found: list[tuple[Scan, int | None]] = []
     planes.sort(key=lambda plane: plane.series)
     for series, group in itertools.groupby(planes, lambda plane: plane.series):
@@ -70,7 +70,8 @@ def find_series(files: Iterable[Path], root: Path, resample_gaps: bool = False) 
         missing = [
             item
             for uid, instance, item in broken
-            if instance not in whole and (uid == series or (not uid and item.path.parent in folders))
+            if (uid == series and (uid, instance) not in whole)  # a broken copy of a whole file takes nothing away
+            or (not uid and item.path.parent in folders)
         ]
         scans, left = _scans_of_series(members, notes, missing, resample_gaps)
         found += scans
