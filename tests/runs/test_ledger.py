@@ -14,6 +14,7 @@ import torch
 
 from fewscan.errors import FewscanError
 from fewscan.masks import nifti
+from fewscan.runs import segment as segments
 from fewscan.runs.segment import segment
 from runs.tiny import (
     THRESHOLDS,
@@ -168,6 +169,24 @@ def test_a_scan_that_changes_during_the_run_is_not_signed(done, monkeypatch, cha
         **dict.fromkeys(NAMES, "done before"), changed: "done",
     }  # fmt: skip
     np.testing.assert_array_equal(read(output / f"{changed}_seg.nii.gz"), expected(noise(8)))
+
+
+def test_the_mask_of_another_run_in_the_same_folder_is_not_signed(done, monkeypatch):
+    """Two runs at once: the other one's mask takes the place of ours before we look at it again."""
+    other, output, write = threshold_bundle(done / "other", (100.5, 900.5)), done / "again", segments.write_overlay
+
+    def overtaken(*arguments, **options):
+        monkeypatch.setattr(segments, "write_overlay", write)
+        segment(done / "scans", other, output, overlays=False)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(segments, "write_overlay", overtaken)
+    report = segment(done / "scans", done / "bundle", output, include=["a.nii.gz"])
+    assert [row["status"] for row in report.rows] == ["failed"]
+    assert "another run, by another bundle" in report.failed[0]["reason"]
+    assert segment(done / "scans", done / "bundle", output).exit_code == 0
+    for number, name in enumerate(NAMES):
+        np.testing.assert_array_equal(read(output / f"{name}_seg.nii.gz"), expected(noise(number)))
 
 
 def _raises(problem):

@@ -78,10 +78,12 @@ class Ledger:
     ) -> dict[str, Any]:
         """Write the receipt of a scan whose outputs have been read back; returns it.
 
-        `seen` are the `places` of its files when it was found. Raises ScanError where they changed since then.
+        `seen` are the `places` of its files when it was found. Raises ScanError where they changed since then, and
+        FewscanError where another run, which would have other outputs, began in this folder.
         """
         inputs = _signature(scan)
         check_unchanged(scan, seen)
+        self._check_alone()
         entry = {
             "scan": scan.name,
             "run": self.run,
@@ -94,6 +96,17 @@ class Ledger:
         with replace_when_complete(self._path(scan)) as temporary:
             temporary.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
         return entry
+
+    def _check_alone(self) -> None:
+        try:
+            other = json.loads((self.output / MARKER).read_text(encoding="utf-8"))["run"] != self.run
+        except (OSError, ValueError, KeyError, TypeError):
+            other = False  # there is none where the folder holds the scans too
+        if other:
+            raise FewscanError(
+                f"{self.output}: another run, by another bundle or with other options, began to write there; give each "
+                f"run an --output of its own, and run this one again"
+            )
 
     def set_aside(self, path: Path) -> Path | None:
         """Move a file that stands in the way of an output to `fewscan/replaced`: it may hold a person's corrections."""
