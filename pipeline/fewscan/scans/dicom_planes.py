@@ -84,28 +84,34 @@ class Screenshot(Picture):
 def dicom_files(paths: Iterable[Path]) -> list[Path]:
     """The files that are DICOM by their mark or suffix, and those without a known suffix that may have been.
 
-    The latter are files that cannot be read, as links into nowhere, files that lost their preamble, and, beside DICOM
-    files without a suffix, files that hold nothing: a copy that was interrupted. A slice may be missing with them.
+    The latter lost their preamble, cannot be read, as links into nowhere, or hold nothing, as a copy that was
+    interrupted: a slice may be missing with them. Those two are named like DICOM files beside them (see `_named`).
     """
     known = {path: format_of(path) for path in paths}
     marked = {path for path in known if is_dicom(path)}
-    bare = {path.parent for path in marked if known[path] is None}
+    alike = {_named(path) for path in marked if known[path] is None}
     return [
         path
         for path, format in known.items()
         if path in marked
         or format == "dicom"
-        or (format is None and (lacks_preamble(path) or _holds_nothing(path, path.parent in bare)))
+        or (format is None and (lacks_preamble(path) or _is_lost(path, _named(path) in alike)))
     ]
 
 
-def _holds_nothing(path: Path, or_zeros: bool) -> bool:
-    """Whether a file cannot be read, or holds nothing but zeros where DICOM begins."""
+def _named(path: Path) -> tuple[Path, str]:
+    """The folder, and the suffix where it is a word (Thumbs.db), not a number as in MR.1.2.840."""
+    word = path.suffix[1:].lower()
+    return path.parent, word if word.isalpha() else ""
+
+
+def _is_lost(path: Path, alike: bool) -> bool:
+    """Whether a file cannot be read, or holds nothing but zeros where DICOM begins; `alike`: named like DICOM files."""
     try:
         with path.open("rb") as file:
-            return or_zeros and not file.read(1024).strip(b"\0")
+            return alike and not file.read(1024).strip(b"\0")
     except OSError:
-        return True
+        return alike or not _named(path)[1]
 
 
 def is_dicom(path: Path) -> bool:
