@@ -89,9 +89,9 @@ def segment(
         print(f"{bundle.resolve().name}: {validation}")
     _say_what_was_found(source, found.scans, found.skipped)
     wanted = {scan: tuple(formats) or (default_format(scan),) for scan in found.scans}
+    unplaced = _check_formats(wanted)
     _refuse_equal_suffixes(formats)
     refuse_equal_names(found.scans)
-    unplaced = _check_formats(wanted)
     members = fold_models(bundle) if ensemble else ()
     weights = bundle / "models" / "model.pt"
     if not members and not weights.exists():
