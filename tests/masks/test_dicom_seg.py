@@ -134,6 +134,28 @@ def test_names_beyond_ascii_survive_for_patient_and_label(tmp_path):
     assert seg.SegmentSequence[0].SegmentLabel == "肝臓" and str(seg.PatientName) == "Müller^Jörg"
 
 
+@pytest.mark.parametrize("kind", ["dicom-seg", "dicom-seg-labelmap"])
+@pytest.mark.parametrize(
+    "sets, name",
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+        ("ISO 2022 IR 100", "Müller^Jörg"),
+        ("ISO-IR 100", "Müller^Jörg"),
+        ("ISO_IR 6", "Miller^George"),
+    ],
+)
+def test_a_patient_keeps_his_name_whatever_the_character_set(tmp_path, sets, name, kind):
+    """The examples of DICOM PS3.5, annexes H to J; pydicom reads them from the source as from the mask."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the misspelled set
+        scan = dicom_scan(tmp_path / "series", GRIDS["oblique"], SpecificCharacterSet=sets, PatientName=name)
+        (path,) = write_mask(mask(), scan, TABLE, tmp_path / "series_seg", kind)
+    assert str(pydicom.dcmread(path).PatientName) == name
+
+
 def test_a_source_without_what_may_be_empty_still_works(tmp_path):
     missing = dict.fromkeys(("PatientBirthDate", "StudyID", "AccessionNumber", "SliceThickness", "StudyTime"))
     scan, path = written(tmp_path, **missing)

@@ -14,6 +14,7 @@ import torch
 
 from fewscan.errors import FewscanError
 from fewscan.masks import nifti
+from fewscan.runs import segment as segments
 from fewscan.runs.segment import segment
 from runs.tiny import (
     THRESHOLDS,
@@ -147,6 +148,45 @@ def test_an_unfinished_scan_leaves_the_former_mask_findable(done, monkeypatch):
     assert [row["reason"] for row in report["scans"] if "reason" in row] == [
         f"a: No space left on device ({done / 'masks'})"
     ]
+
+
+@pytest.mark.parametrize("changed", ["a", "sub-01/b"])
+def test_a_scan_that_changes_during_the_run_is_not_signed(done, monkeypatch, changed):
+    """While its mask is written, or before its turn: the mask would be that of another scan."""
+    output, check = done / "again", nifti.check
+
+    def changing(*arguments):
+        monkeypatch.setattr(nifti, "check", check)
+        save_nifti(done / "scans" / f"{changed}.nii.gz", noise(8))
+        check(*arguments)
+
+    monkeypatch.setattr(nifti, "check", changing)
+    report = segment(done / "scans", done / "bundle", output, overlays=False)
+    assert {row["scan"]: row["status"] for row in report.rows} == {**dict.fromkeys(NAMES, "done"), changed: "failed"}
+    assert report.failed[0]["reason"].startswith(f"{changed}: its files changed while it was segmented")
+    report = segment(done / "scans", done / "bundle", output, overlays=False)
+    assert {row["scan"]: row["status"] for row in report.rows} == {
+        **dict.fromkeys(NAMES, "done before"), changed: "done",
+    }  # fmt: skip
+    np.testing.assert_array_equal(read(output / f"{changed}_seg.nii.gz"), expected(noise(8)))
+
+
+def test_the_mask_of_another_run_in_the_same_folder_is_not_signed(done, monkeypatch):
+    """Two runs at once: the other one's mask takes the place of ours before we look at it again."""
+    other, output, write = threshold_bundle(done / "other", (100.5, 900.5)), done / "again", segments.write_overlay
+
+    def overtaken(*arguments, **options):
+        monkeypatch.setattr(segments, "write_overlay", write)
+        segment(done / "scans", other, output, overlays=False)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(segments, "write_overlay", overtaken)
+    report = segment(done / "scans", done / "bundle", output, include=["a.nii.gz"])
+    assert [row["status"] for row in report.rows] == ["failed"]
+    assert "another run, by another bundle" in report.failed[0]["reason"]
+    assert segment(done / "scans", done / "bundle", output).exit_code == 0
+    for number, name in enumerate(NAMES):
+        np.testing.assert_array_equal(read(output / f"{name}_seg.nii.gz"), expected(noise(number)))
 
 
 def _raises(problem):

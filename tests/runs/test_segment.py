@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 
 import highdicom
 import nibabel
@@ -163,6 +164,19 @@ def test_an_impossible_format_fails_before_anything_is_written(tmp_path, bundle)
     assert not (tmp_path / "masks").exists()
 
 
+def test_a_series_that_no_dicom_seg_can_be_placed_on_keeps_none_of_the_others_from_theirs(tmp_path, bundle):
+    for number, name in enumerate(("a", "b")):
+        write_series(tmp_path / "scans" / name, noise(number), AFFINES["lps"])
+    write_series(tmp_path / "scans" / "c", noise(2), AFFINES["lps"], FrameOfReferenceUID=None)
+    report = segment(tmp_path / "scans", bundle, tmp_path / "masks", formats=["dicom-seg"], overlays=False)
+    assert {row["scan"]: row["status"] for row in report.rows} == {"a": "done", "b": "done", "c": "failed"}
+    assert report.exit_code == 2 and "c: the series has no FrameOfReferenceUID" in report.failed[0]["reason"]
+    with pytest.raises(FormatError, match=r"c: the series has no FrameOfReferenceUID, .* choose nifti or seg-nrrd"):
+        segment(tmp_path / "scans" / "c", bundle, tmp_path / "other", formats=["dicom-seg"])
+    with pytest.raises(FormatError, match="png holds neither orientation nor position"):
+        segment(tmp_path / "scans", bundle, tmp_path / "other", formats=["png"])
+
+
 # What is a scan, and what it is called.
 
 
@@ -198,6 +212,24 @@ def test_two_scans_of_one_name_are_refused_before_computing(tmp_path, bundle, on
     assert one in str(caught.value) and other in str(caught.value) and "--exclude" in str(caught.value)
     assert not (tmp_path / "masks").exists()
     assert segment(tmp_path / "scans", bundle, tmp_path / "masks", exclude=[other], overlays=False).exit_code == 0
+
+
+def test_a_folder_whose_name_is_no_text_is_done_and_reported(tmp_path, bundle):
+    """As old archives have them: Latin-1 in a file system of UTF-8."""
+    name = os.fsdecode(b"M\xfcller")
+    try:
+        (tmp_path / "scans" / name).mkdir(parents=True)
+    except OSError as problem:
+        pytest.skip(f"no such names here ({type(problem).__name__})")
+    write_series(tmp_path / "scans" / name / "ct", noise(1), AFFINES["lps"])
+    write_series(tmp_path / "scans" / name / "cut", noise(2), AFFINES["lps"])[3].unlink()
+    write_series(tmp_path / "scans" / "other", noise(3), AFFINES["lps"])
+    for status in ("done", "done before"):
+        report = segment(tmp_path / "scans", bundle, tmp_path / "masks")
+        assert sorted(row["status"] for row in report.rows) == [status, status, "failed"]
+        table = (tmp_path / "masks" / "fewscan" / "report.csv").read_text(encoding="utf-8")
+        assert f"M\\udcfcller/ct,{status}" in table and f"other,{status}" in table
+    assert (tmp_path / "masks" / name / "ct_seg.dcm").exists()
 
 
 def test_labels_and_earlier_masks_are_no_scans(tmp_path, bundle):

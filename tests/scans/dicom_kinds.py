@@ -19,14 +19,17 @@ from pydicom.fileset import FileSet
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
+    SecondaryCaptureImageStorage,
     generate_uid,
 )
 
 from scans.dicom_series import write_enhanced, write_series
+from scans.links import link
 from scans.volumes import SPACING, rotation
 
 ORIGIN = np.array([-31.5, 12.25, 80.0])
@@ -514,6 +517,17 @@ def other_files_beside(folder: Path) -> list[Volume]:
     return [truth]
 
 
+@kind(left_out="DICOM, but not an image: (Parametric Map|MR Spectroscopy) Storage")
+def a_parametric_map_and_spectra_beside(folder: Path) -> list[Volume]:
+    """They have Rows and Columns, but no PixelData."""
+    write(folder, truth := volume())
+    for name, keyword in (("ParametricMapStorage", "FloatPixelData"), ("MRSpectroscopyStorage", "SpectroscopyData")):
+        sop_class = getattr(pydicom.uid, name)
+        (path,) = write(folder / name, volume(shape=(9, 7, 1)), SOPClassUID=sop_class, BitsAllocated=32)
+        edit(path, PixelData=None, **{keyword: bytes(9 * 7 * 4)})
+    return [truth]
+
+
 @kind(left_out="DICOM, but not an image")
 def a_report_and_a_plan_beside(folder: Path) -> list[Volume]:
     shared = uids()
@@ -577,6 +591,34 @@ def the_first_file_without_preamble_and_extension(folder: Path) -> list[Volume]:
     return []
 
 
+def without_suffix(files: list[Path]) -> Path:
+    """Renames the files, and takes the last one away; where it lay."""
+    for path in files:
+        path.rename(path.with_suffix(""))
+    files[-1].with_suffix("").unlink()
+    return files[-1].with_suffix("")
+
+
+@kind(refused="1 of 6 images of the series cannot be used.*image005: is no DICOM file")
+def the_last_file_empty_and_without_extension(folder: Path) -> list[Volume]:
+    without_suffix(write(folder, volume())).write_bytes(b"")
+    return []
+
+
+@kind(refused="1 of 6 images of the series cannot be used.*image005: is no DICOM file")
+def the_last_file_nothing_but_zeros(folder: Path) -> list[Volume]:
+    """A copy that was interrupted after its room was reserved."""
+    without_suffix(write(folder, volume())).write_bytes(bytes(1200))
+    return []
+
+
+@kind(refused="1 of 6 images of the series cannot be used.*image005: cannot be read .FileNotFoundError")
+def the_last_file_a_link_into_nowhere(folder: Path) -> list[Volume]:
+    """As git-annex and DataLad have it where the content was not fetched; it is like a file without permission."""
+    link(without_suffix(write(folder, volume())), folder / "gone")
+    return []
+
+
 @kind(refused="image005.dcm: .* cannot be decoded")
 def the_last_file_of_damaged_jpeg_2000(folder: Path) -> list[Volume]:
     files = write(folder, volume(shape=(32, 40, 6)))
@@ -610,6 +652,25 @@ def a_colour_picture_in_the_series(folder: Path) -> list[Volume]:
     return [truth]
 
 
+SCREENSHOT = {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None}
+
+
+@kind(left_out="a screenshot .secondary capture., not a scan", noted="1 colour picture.s. or screenshot")
+def a_grey_screenshot_in_the_series(folder: Path) -> list[Volume]:
+    """What a console adds: a dose report, a plan of the slices."""
+    shared = uids()
+    write(folder, truth := volume(), **shared)
+    write(folder / "0", volume(shape=(9, 7, 1)), **shared, **SCREENSHOT)
+    return [truth]
+
+
+@kind(refused="1 of 6 images of the series cannot be used.*image005.dcm: has no ImagePositionPatient")
+def a_slice_without_position_of_a_series_of_secondary_captures(folder: Path) -> list[Volume]:
+    """As converters write them: no other image is a screenshot either."""
+    edit(write(folder, volume(), SOPClassUID=SecondaryCaptureImageStorage)[-1], ImagePositionPatient=None)
+    return []
+
+
 @kind(refused=r"another matrix than the rest \(7 x 9 pixels against 9 x 7 pixels\)")
 def other_rows_and_columns_in_a_slice(folder: Path) -> list[Volume]:
     edit(write(folder, volume())[-1], Rows=9, Columns=7)
@@ -633,6 +694,22 @@ def the_last_slice_in_another_frame_of_reference(folder: Path) -> list[Volume]:
 def two_frames_of_reference_in_turn(folder: Path) -> list[Volume]:
     pair = [generate_uid(), generate_uid()]
     write(folder, volume(), FrameOfReferenceUID=lambda k: pair[k % 2])
+    return []
+
+
+@kind(refused="6 images of one orientation have each a frame of reference of its own")
+def a_frame_of_reference_for_each_slice(folder: Path) -> list[Volume]:
+    """A bad anonymiser, which gives every UID of every file a new value."""
+    write(folder, volume(), FrameOfReferenceUID=lambda k: generate_uid())
+    return []
+
+
+@kind(
+    refused="6 images of one orientation have each a pixel spacing of its own.*0.9 x 0.8 mm in image000.dcm, 0.9 x 0.8"
+)
+def a_pixel_spacing_for_each_slice(folder: Path) -> list[Volume]:
+    """Magnified towards one end, as a cone of rays does."""
+    write(folder, volume(), PixelSpacing=lambda k: [0.8 + 0.01 * k, 0.9])
     return []
 
 
@@ -867,7 +944,45 @@ def no_pixels(folder: Path) -> list[Volume]:
     return []
 
 
+@kind(refused="image002.dcm: holds 378 bytes of pixels, where 1 frame.s. of 9 x 7 pixels take 126")
+def more_pixels_than_the_header_says(folder: Path) -> list[Volume]:
+    """Several frames of which the header says nothing."""
+    path = write(folder, volume())[2]
+    edit(path, PixelData=3 * pydicom.dcmread(path).PixelData)
+    return []
+
+
+@kind()
+def padding_behind_the_pixels(folder: Path) -> list[Volume]:
+    for path in write(folder, truth := volume()):
+        edit(path, PixelData=pydicom.dcmread(path).PixelData + bytes(30))
+    return [truth]
+
+
 # Transfer syntaxes.
+
+
+@kind(refused="image003.dcm: its pixels are compressed, where its header says Explicit VR Little Endian")
+def compressed_pixels_of_an_uncompressed_syntax(folder: Path) -> list[Volume]:
+    path = write(folder, volume())[3]
+    compress(path, RLELossless)
+    name, other = (f"{uid}\0".encode() for uid in (RLELossless, ExplicitVRLittleEndian))
+    path.write_bytes(path.read_bytes().replace(name, other))
+    return []
+
+
+@kind()
+def explicit_big_endian_of_eight_bits_in_words(folder: Path) -> list[Volume]:
+    truth = volume(shape=(10, 7, 6))
+    truth = truth.with_values(np.rint(truth.values / 16))
+    for k, path in enumerate(write(folder, truth, BitsAllocated=8, BitsStored=8, HighBit=7)):
+        dataset = pydicom.dcmread(path)
+        words = np.frombuffer(truth.values[:, :, k].T.astype(np.uint8).tobytes(), "<u2")
+        dataset.PixelData = words.astype(">u2").tobytes()
+        dataset["PixelData"].VR = "OW"
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        pydicom.dcmwrite(path, dataset, implicit_vr=False, little_endian=False)
+    return [truth]
 
 
 @kind()
@@ -1057,7 +1172,7 @@ def enhanced_ct_that_describes_fewer_frames(folder: Path) -> list[Volume]:
 def enhanced_ct_that_describes_more_frames(folder: Path) -> list[Volume]:
     truth = volume()
     path = write_enhanced(folder / "ct.dcm", [(truth.values, truth.ras)])
-    edit(path, NumberOfFrames=5)
+    edit(path, NumberOfFrames=5, PixelData=pydicom.dcmread(path).PixelData[: 5 * 9 * 7 * 2])
     return []
 
 

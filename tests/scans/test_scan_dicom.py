@@ -271,6 +271,18 @@ def test_gaps_between_slices_are_usual_and_said(tmp_path, kept, header, note):
     assert scan.notes == () if note is None else scan.notes[0].startswith(note)
 
 
+@pytest.mark.parametrize("stated", ["NaN", "inf", "1e-320", "0", "-2.5"])
+def test_a_distance_that_is_none_stops_neither_its_series_nor_the_others(tmp_path, stated):
+    for name in "ab":
+        write_series(tmp_path / name, image(), AFFINES["oblique"], SpacingBetweenSlices=2.5)
+    head = b"\x18\0\x88\0DS"
+    for path in (tmp_path / "a").iterdir():  # its bytes, for pydicom would not write all of these
+        stored = path.read_bytes()
+        assert head + b"\4\x002.5 " in stored
+        path.write_bytes(stored.replace(head + b"\4\x002.5 ", head + f"\6\0{stated:6}".encode()))
+    assert [scan.name for scan in find_scans(tmp_path).scans] == ["a", "b"]
+
+
 def test_a_file_twice_is_left_out_and_said(tmp_path):
     files = write_series(tmp_path, image(), STRAIGHT)
     shutil.copy(files[1], tmp_path / "z copy.dcm")
@@ -391,6 +403,27 @@ def test_objects_that_are_no_images_are_skipped_and_pictures_refused(tmp_path):
     assert found.scans == []
     assert [item.failed for item in found.skipped] == [True, False]
     assert "no ImagePositionPatient" in found.skipped[0].reason and "not an image" in found.skipped[1].reason
+
+
+def test_an_image_without_a_sop_instance_uid_excuses_no_broken_file(tmp_path):
+    """A broken copy of a whole file takes nothing away from a series; what names no instance is no copy."""
+    write_series(tmp_path, image(), STRAIGHT)[-1].write_bytes(b"")
+    other = write_series(tmp_path / "other", image((5, 4, 1)), STRAIGHT)[0]
+    edit(other, SOPInstanceUID="")
+    other.rename(tmp_path / "other.dcm")
+    assert find_scans(tmp_path).scans == []
+
+
+def test_a_whole_file_of_another_series_excuses_no_broken_one(tmp_path):
+    """A study that was sent twice, the second time with other series UIDs, in which the instances keep theirs."""
+    files = write_series(tmp_path / "a", image(), STRAIGHT)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for path in (tmp_path / "b").iterdir():
+        edit(path, SeriesInstanceUID="1.2.3.4")
+    files[-1].write_bytes(files[-1].read_bytes()[:-20])
+    found = find_scans(tmp_path)
+    assert [scan.name for scan in found.scans] == ["b"]
+    assert any("of the series cannot be used" in reason for reason in failures(found))
 
 
 def test_a_truncated_file_is_a_failure(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from conftest import shared
 from fewscan.errors import ScanError
 from fewscan.scans import Skipped, find_scans, open_scan
+from scans.dicom_series import write_series
 from scans.links import link
 from scans.volumes import AFFINES, image
 
@@ -22,6 +23,18 @@ def save(path, values=None, affine=AFFINES["oblique"]):
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(image() if values is None else values, affine), path)
     return path
+
+
+def test_what_is_lost_counts_as_dicom_where_it_is_named_like_it(tmp_path):
+    """An unreadable slice refuses its series; a locked Thumbs.db does not."""
+    for name, suffix in (("bare", ""), ("numbered", ".1.2.{}"), ("worded", ".mr")):
+        for number, path in enumerate(write_series(tmp_path / name, image(), AFFINES["oblique"])):
+            path.rename(path.with_suffix(suffix.format(number)))
+        link(tmp_path / name / "Thumbs.db", tmp_path / "nowhere")
+    assert [scan.name for scan in find_scans(tmp_path).scans] == ["bare", "numbered", "worded"]
+    for number, name in enumerate(("bare/image", "numbered/image.1.2.9", "worded/image.MR")):
+        link(tmp_path / name, tmp_path / "nowhere")
+        assert len(find_scans(tmp_path).scans) == 2 - number
 
 
 def test_names_are_paths_without_suffix_in_a_fixed_order(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.fileset import FileSet
 
 from fewscan.errors import PairingError
 from fewscan.runs.folds import make_folds
@@ -33,6 +34,19 @@ def test_series_of_one_patient_stay_together_without_their_id(tmp_path):
     assert "by the patient of the DICOM files" in how
     assert not any(word in f"{groups}{how}" for word in ("SMITH", "JONES"))
     assert patient_numbers([case.image[0] for case in cases]) == [1, 2, 1, None, None]
+
+
+def test_a_patient_is_known_from_whatever_file_names_him(tmp_path):
+    """Not from the first one alone: a disc begins with its DICOMDIR, a bad copy with a file cut short."""
+    for number, name in enumerate(("disc", "cut")):
+        write_series(tmp_path / name, noise(number), AFFINES["lps"], PatientID="N-1")
+    disc = FileSet()
+    for path in (tmp_path / "disc").iterdir():
+        disc.add(path)
+    disc.write(tmp_path / "with a DICOMDIR")
+    first = tmp_path / "cut" / "image000.dcm"
+    first.write_bytes(first.read_bytes()[:200])
+    assert patient_numbers([tmp_path / "with a DICOMDIR", tmp_path / "cut", tmp_path / "disc"]) == [1, 1, 1]
 
 
 def test_a_patient_of_dicom_and_of_bids_is_one(tmp_path):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewscan.errors import FewscanError
+from fewscan.errors import FewscanError, ScanError
 from fewscan.files import replace_when_complete, sha256
 from fewscan.scans import Scan
 from fewscan.scans.find import MARKER
@@ -73,13 +73,22 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def sign(self, scan: Scan, outputs: Sequence[Path], details: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the receipt of a scan whose outputs have been read back; returns it."""
+    def sign(
+        self, scan: Scan, seen: Sequence[str | None], outputs: Sequence[Path], details: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write the receipt of a scan whose outputs have been read back; returns it.
+
+        `seen` are the `places` of its files when it was found. Raises ScanError where they changed since then, and
+        FewscanError where another run, which would have other outputs, began in this folder.
+        """
+        inputs = _signature(scan)
+        check_unchanged(scan, seen)
+        self._check_alone()
         entry = {
             "scan": scan.name,
             "run": self.run,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "inputs": _signature(scan),
+            "inputs": inputs,
             "outputs": {path.relative_to(self.output).as_posix(): sha256(path) for path in outputs},
             **details,
         }
@@ -87,6 +96,17 @@ class Ledger:
         with replace_when_complete(self._path(scan)) as temporary:
             temporary.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
         return entry
+
+    def _check_alone(self) -> None:
+        try:
+            other = json.loads((self.output / MARKER).read_text(encoding="utf-8"))["run"] != self.run
+        except (OSError, ValueError, KeyError, TypeError):
+            other = False  # there is none where the folder holds the scans too
+        if other:
+            raise FewscanError(
+                f"{self.output}: another run, by another bundle or with other options, began to write there; give each "
+                f"run an --output of its own, and run this one again"
+            )
 
     def set_aside(self, path: Path) -> Path | None:
         """Move a file that stands in the way of an output to `fewscan/replaced`: it may hold a person's corrections."""
@@ -108,8 +128,28 @@ class Ledger:
         return self.output / "fewscan" / "receipts" / f"{scan.name}.json"
 
 
+def places(scan: Scan) -> list[str | None]:
+    """Of each file once, where, how large and since when it lies there, as a hash: folders may be named after people.
+
+    None of a file that is gone.
+    """
+    found: list[str | None] = []
+    for file in dict.fromkeys(scan.files):
+        try:
+            found.append(_place(file))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def check_unchanged(scan: Scan, seen: Sequence[str | None]) -> None:
+    """Raise ScanError where the files of a scan are no longer those that were `seen` at their `places`."""
+    if places(scan) != list(seen):
+        raise ScanError(f"{scan.name}: its files changed while it was segmented; run the same command again")
+
+
 def _signature(scan: Scan) -> list[dict[str, Any]]:
-    """Of each file once: name, where and when it lay there (as one hash: folders may be named after people), sha256."""
+    """Of each file once: name, place (see `places`), sha256."""
     files = list(dict.fromkeys(scan.files))
     return [{"name": file.name, "place": _place(file), "sha256": sha256(file)} for file in files]
 
@@ -125,4 +165,5 @@ def _same_inputs(signature: Sequence[Mapping[str, Any]], scan: Scan) -> bool:
 
 def _place(file: Path) -> str:
     stat = file.stat()
-    return hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
+    place = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    return hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()  # a name may hold bytes that are no text

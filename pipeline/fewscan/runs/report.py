@@ -65,7 +65,8 @@ def write_report(folder: Path, report: Report, header: Mapping[str, Any]) -> Non
         with replace_when_complete(folder / "report.json") as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         with replace_when_complete(folder / "report.csv") as temporary:
-            temporary.write_text(_table(report.rows, str(header["validation"])), encoding="utf-8", newline="")
+            table = _table(report.rows, str(header["validation"]))
+            temporary.write_text(table, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def _table(rows: Sequence[dict[str, Any]], validation: str) -> str:

@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fewscan.labels import LabelTable
 from fewscan.masks import FORMATS, check_format, default_format, write_mask, write_overlay
 from fewscan.runs.budget import GIB, Budget, share_out
 from fewscan.runs.estimate import fold_models, in_words
-from fewscan.runs.ledger import Ledger
+from fewscan.runs.ledger import Ledger, check_unchanged, places
 from fewscan.runs.predictor import Predictor, read_settings
 from fewscan.runs.report import Report, failed_row, write_report
 from fewscan.scans import Scan, Skipped, find_scans
@@ -89,37 +89,37 @@ def segment(
         print(f"{bundle.resolve().name}: {validation}")
     _say_what_was_found(source, found.scans, found.skipped)
     wanted = {scan: tuple(formats) or (default_format(scan),) for scan in found.scans}
-    for scan in found.scans:
-        for name in wanted[scan]:
-            check_format(name, scan)
+    unplaced = _check_formats(wanted)
     _refuse_equal_suffixes(formats)
     refuse_equal_names(found.scans)
     members = fold_models(bundle) if ensemble else ()
     weights = bundle / "models" / "model.pt"
     if not members and not weights.exists():
         raise BundleError(f"{weights}: is missing, so this bundle is not trained; run `fewscan train {bundle}` first")
+    report.rows += [failed_row(scan.name, problem, output) for scan, problem in unplaced.items()]
+    scans = {scan: places(scan) for scan in found.scans if scan not in unplaced}
     for item in found.skipped:
         if item.failed:
             report.rows.append({"scan": str(item.path), "status": "failed", "reason": item.reason})
     if dry_run:
         report.rows += [
             {"scan": scan.name, "status": "planned", "masks": [f"{scan.name}_seg{FORMATS[f]}" for f in wanted[scan]]}
-            for scan in found.scans
+            for scan in scans
         ]
         return report
     predictor = Predictor(bundle, device, members, backend, straighten)
     budget = share_out(max_memory, max_gpu_memory, predictor.device.type == "cuda", predictor.weight_bytes)
     predictor.allow(budget.tile_memory_gb)
-    _say_what_is_planned(budget, found.scans, predictor)
+    _say_what_is_planned(budget, list(scans), predictor)
     asked = {"reproducible": True} if reproducible else {}
     ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays, **asked})
     ledger.open(source)
     empty = Arrays(output / "fewscan", budget.array)
-    bar = tqdm(found.scans, unit="scan", smoothing=0.1)
+    bar = tqdm(scans.items(), unit="scan", smoothing=0.1)
     try:
-        for scan in bar:
+        for scan, seen in bar:
             bar.set_postfix_str(scan.name)
-            report.rows.append(_one(scan, wanted[scan], ledger, predictor, table, overlays, empty, reproducible))
+            report.rows.append(_one(scan, seen, wanted[scan], ledger, predictor, table, overlays, empty, reproducible))
     except KeyboardInterrupt:
         report.interrupted = True
     finally:
@@ -131,6 +131,7 @@ def segment(
 
 def _one(
     scan: Scan,
+    seen: Sequence[str | None],
     formats: Sequence[str],
     ledger: Ledger,
     predictor: Predictor,
@@ -139,7 +140,7 @@ def _one(
     empty: Arrays,
     reproducible: bool,
 ) -> dict[str, Any]:
-    """Segment one scan, or say why not; a row of the report."""
+    """Segment one scan, whose files were `seen` at their places, or say why not; a row of the report."""
     receipt = ledger.receipt(scan)
     if receipt is not None:
         return {**_row(receipt), "status": "done before"}
@@ -147,8 +148,10 @@ def _one(
     stem = ledger.output / f"{scan.name}_seg"
     try:
         _sweep(stem)
+        check_unchanged(scan, seen)
         array = scan.read(empty)
         values: NDArray[np.integer] = predictor(scan, array, empty).astype(table.dtype, copy=False)
+        check_unchanged(scan, seen)
         outputs: list[Path] = []
         former: list[Path] = []  # of an earlier run: findable until the new ones are complete
         notes = [*scan.notes, *predictor.notes]
@@ -180,12 +183,31 @@ def _one(
             "ml": {label.name: round(float(counts[label.value]) * voxel_ml, 4) for label in table},
             "notes": notes,
         }
-        receipt = ledger.sign(scan, outputs, details)
+        receipt = ledger.sign(scan, seen, outputs, details)
         for path in former:
             path.unlink()
         return {**_row(receipt), "status": "done"}
     except Exception as problem:  # whatever it is, the other scans go on
         return failed_row(scan.name, problem, ledger.output)
+
+
+def _check_formats(wanted: Mapping[Scan, Sequence[str]]) -> dict[Scan, FormatError]:
+    """The series that have no FrameOfReferenceUID, which DICOM-SEG asks for, with the reason: the others are done.
+
+    Raises FormatError where a format is not for scans of this kind, or for none of them.
+    """
+    unplaced: dict[Scan, FormatError] = {}
+    for scan, names in wanted.items():
+        for name in names:
+            try:
+                check_format(name, scan)
+            except FormatError as problem:
+                if scan.format != "dicom" or scan.grid.frame_of_reference is not None:
+                    raise
+                unplaced[scan] = problem
+    if unplaced and len(unplaced) == len(wanted):
+        raise next(iter(unplaced.values()))
+    return unplaced
 
 
 def _refuse_equal_suffixes(formats: Sequence[str]) -> None:

@@ -14,12 +14,13 @@ from fewscan.errors import GeometryError, ScanError
 from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.scans.dicom_pixels import pixel_digest, read_series
 from fewscan.scans.dicom_planes import (
-    ColourPicture,
     NotAnImage,
+    Picture,
     Plane,
+    Screenshot,
+    dicom_files,
     identity,
     is_dicom,
-    lacks_preamble,
     read_planes,
 )
 from fewscan.scans.dicom_stacks import SAME_MM, places, point, volumes
@@ -29,7 +30,7 @@ from fewscan.scans.scan import Scan, Skipped
 STEEPEST = 45.0
 """Degrees; gantries of scanners tilt by up to 30."""
 
-__all__ = ["find_series", "is_dicom", "lacks_preamble", "open_series", "read_series"]
+__all__ = ["dicom_files", "find_series", "is_dicom", "open_series", "read_series"]
 
 
 @quietly()
@@ -45,26 +46,32 @@ def find_series(files: Iterable[Path], root: Path, resample_gaps: bool = False) 
     skipped: list[Skipped] = []
     broken: list[tuple[str, str, Skipped]] = []
     pictures: list[tuple[str, str, Skipped]] = []
+    screenshots: set[Path] = set()
     for path in sorted(files):
         try:
             planes += read_planes(path)
         except NotAnImage as problem:
             skipped.append(Skipped(path, str(problem)))
         except ScanError as problem:
-            kind = pictures if isinstance(problem, ColourPicture) else broken
+            kind = pictures if isinstance(problem, Picture) else broken
             kind.append((*identity(path), Skipped(path, str(problem), failed=True)))
-    whole = {plane.sop_instance for plane in planes}  # a broken copy of a whole file takes nothing away
+            screenshots.update([path] if isinstance(problem, Screenshot) else [])
+    converted = {plane.series for plane in planes if plane.secondary}
+    broken += [one for one in pictures if one[2].path in screenshots and one[0] in converted]
+    pictures = [one for one in pictures if one not in broken]
+    whole = {(plane.series, plane.sop_instance) for plane in planes if plane.sop_instance}
     found: list[tuple[Scan, int | None]] = []
     planes.sort(key=lambda plane: plane.series)
     for series, group in itertools.groupby(planes, lambda plane: plane.series):
         members = list(group)
         folders = {plane.path.parent for plane in members}
         beside = [item for uid, _, item in pictures if uid == series]
-        notes = (f"{len(beside)} colour picture(s) of the series left out",) if beside else ()
+        notes = (f"{len(beside)} colour picture(s) or screenshot(s) of the series left out",) if beside else ()
         missing = [
             item
             for uid, instance, item in broken
-            if instance not in whole and (uid == series or (not uid and item.path.parent in folders))
+            if (uid == series and (uid, instance) not in whole)  # a broken copy of a whole file takes nothing away
+            or (not uid and item.path.parent in folders)
         ]
         scans, left = _scans_of_series(members, notes, missing, resample_gaps)
         found += scans
@@ -192,7 +199,10 @@ def _strangers(main: list[Plane], groups: list[list[Plane]]) -> tuple[list[Skipp
 
 def _check_apart(groups: list[list[Plane]]) -> None:
     """Raise GeometryError where a stack lies between the slices of another one, from which its geometry differs."""
+    _check_single(groups)
     for main, group in itertools.permutations(groups, 2):
+        if len(main) == 1:  # nothing lies between its ends
+            continue
         along = [plane.along for plane in main]
         plane = _within(main, [p for p in group if min(along) < p.position @ main[0].normal < max(along)])
         if plane is not None:
@@ -201,6 +211,25 @@ def _check_apart(groups: list[list[Plane]]) -> None:
                 f"{len(group)} images have another {kind} than {len(main)} others ({_numbers(plane, kind)} against "
                 f"{_numbers(main[0], kind)}), but lie between them, {plane.path.name} at {point(plane.position)} mm "
                 f"(LPS); export the series again"
+            )
+
+
+def _check_single(groups: list[list[Plane]]) -> None:
+    """Raise GeometryError where three or more stacks are one slice of one orientation, as slices of one volume are.
+
+    So they become where a frame of reference of its own is given to each slice by a bad anonymiser.
+    """
+    single = [group[0] for group in groups if len(group) == 1]
+    orientations = np.array([plane.orientation for plane in single]).reshape(-1, 6)
+    for plane in single:
+        alike = np.flatnonzero(np.isclose(orientations, plane.orientation, atol=1e-4).all(axis=1))
+        if len(alike) > 2:
+            other = single[next(n for n in alike if single[n] is not plane)]
+            kind = _differ(plane, other) or "geometry"
+            raise GeometryError(
+                f"{len(alike)} images of one orientation have each a {kind} of its own ({_numbers(plane, kind)} in "
+                f"{plane.path.name}, {_numbers(other, kind)} in {other.path.name}), so they form no volume; export the "
+                f"series again"
             )
 
 

@@ -38,6 +38,13 @@ RLE = "1.2.840.10008.1.2.5"
 """The transfer syntax of run-length encoded pixels."""
 _RLE_MOST = 64
 """Bytes that a byte of those gives at most: 128 from a run of two."""
+_NO_IMAGE = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.481", "1.2.840.10008.5.1.4.1.1.30",
+             "1.2.840.10008.5.1.4.1.1.88", "1.2.840.10008.5.1.4.1.1.11", "1.2.840.10008.5.1.4.1.1.104",
+             "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.68", "1.2.840.10008.5.1.4.1.1.9",
+             "1.2.840.10008.5.1.4.1.1.4.2")  # fmt: skip
+"""Kinds of objects, with all below them, that are no images, whether they have Rows and Columns or not."""
+_UNDEFINED = 0xFFFFFFFF
+"""The length of what is cut into items, as compressed pixels are."""
 _PIXEL_DATA, _PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 
@@ -46,12 +53,12 @@ class Header:
 
     `syntax` is its transfer syntax (a pydicom UID; None where the file names none), `sop_class` the kind of object,
     `media_class` the same as the file's first bytes say it (they differ where the file is cut), `pixels_at` the byte
-    where uncompressed pixels begin (None: there are none). A deflated file is inflated before (`open_plain`), and has
-    the syntax Explicit VR Little Endian then.
+    where uncompressed pixels begin (None: there are none), `pixel_bytes` how many follow. A deflated file is inflated
+    before (`open_plain`), and has the syntax Explicit VR Little Endian then.
     """
 
-    def __init__(self, values: Any, syntax: Any, media_class: Any, pixels_at: int | None) -> None:
-        self._values, self.syntax, self.pixels_at = values, syntax, pixels_at
+    def __init__(self, values: Any, syntax: Any, media_class: Any, pixels_at: int | None, pixel_bytes: int = 0) -> None:
+        self._values, self.syntax, self.pixels_at, self.pixel_bytes = values, syntax, pixels_at, pixel_bytes
         self.media_class = media_class or ""
         self.sop_class = values.get("SOPClassUID") or media_class or ""
 
@@ -61,6 +68,11 @@ class Header:
 
     def __contains__(self, keyword: str) -> bool:
         return keyword in self._values
+
+    @property
+    def is_no_image(self) -> bool:
+        """Whether it is of a kind that is not read as an image: a segmentation, a plan, a report, spectra, a map."""
+        return any(self.sop_class == kind or self.sop_class.startswith(f"{kind}.") for kind in _NO_IMAGE)
 
     @property
     def is_plain(self) -> bool:
@@ -106,8 +118,8 @@ def _header(path: Path, file: BufferedIOBase) -> Header:
 
 
 def _check_length(path: Path, file: BufferedIOBase, header: Header) -> None:
-    """Refuse a file whose uncompressed pixels end before they should."""
-    if "Rows" not in header or (not header.is_plain and header.syntax != RLE):
+    """Refuse a file whose uncompressed pixels end before they should, or go on for a frame or more after it."""
+    if header.is_no_image or "Rows" not in header or (not header.is_plain and header.syntax != RLE):
         return
     needed = header.frame_bytes * header.frames
     if header.syntax == RLE:
@@ -116,6 +128,13 @@ def _check_length(path: Path, file: BufferedIOBase, header: Header) -> None:
     rest = 0 if header.pixels_at is None else os.fstat(file.fileno()).st_size - header.pixels_at
     if rest < needed:
         raise ScanError(f"{path}: is cut short: {max(0, rest)} bytes where its pixels need {needed}; copy it again")
+    if header.pixel_bytes == _UNDEFINED:
+        raise ScanError(f"{path}: its pixels are compressed, where its header says {header.syntax.name}; save it again")
+    if header.pixel_bytes >= needed + max(header.frame_bytes, 2):  # padding to whole words or blocks is harmless
+        raise ScanError(
+            f"{path}: holds {header.pixel_bytes} bytes of pixels, where {header.frames} frame(s) of "
+            f"{header.get('Columns')} x {header.get('Rows')} pixels take {needed}; export it again"
+        )
 
 
 def _any_header(file: BufferedIOBase) -> Header:
@@ -126,10 +145,12 @@ def _any_header(file: BufferedIOBase) -> Header:
     file.seek(0)
     dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(KEYWORDS))
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    at, start = None, b"" if syntax is None else file.read(8)
+    at, length, start = None, b"", b"" if syntax is None else file.read(8)
     if start[:4] in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"):  # the tag, little or big endian
-        at = file.tell() + (4 if start[4:6].decode("latin-1") in EXPLICIT_VR_LENGTH_32 else 0)
-    return Header(dataset, syntax, dataset.file_meta.get("MediaStorageSOPClassUID"), at)
+        length = file.read(4) if start[4:6].decode("latin-1") in EXPLICIT_VR_LENGTH_32 else start[4:]
+        at = file.tell()
+    size = int.from_bytes(length, "little" if start[:1] == b"\xe0" else "big")
+    return Header(dataset, syntax, dataset.file_meta.get("MediaStorageSOPClassUID"), at, size)
 
 
 def _simple_header(file: BufferedIOBase) -> Header | None:
@@ -141,11 +162,11 @@ def _simple_header(file: BufferedIOBase) -> Header | None:
     from pydicom.filereader import data_element_generator
 
     start = BytesIO(file.read(_ENOUGH))
-    pixels: list[tuple[int, int]] = []  # tag, first byte
+    pixels: list[tuple[int, int, int]] = []  # tag, first byte, bytes
 
     def at_pixels(tag: Any, vr: Any, length: int) -> bool:
         if tag >> 16 == 0x7FE0 and tag in _PIXELS:
-            pixels.append((tag, start.tell()))
+            pixels.append((tag, start.tell(), length))
         return bool(pixels)
 
     try:
@@ -170,7 +191,7 @@ def _simple_header(file: BufferedIOBase) -> Header | None:
     padding = [elements.get(_tags()[keyword]) for keyword in _SIGN_FROM_ELSEWHERE]
     if any(element is not None and element.VR not in ("US", "SS") for element in padding):
         return None
-    return Header(_Values(elements), syntax, _Values(meta).get("MediaStorageSOPClassUID"), pixels[0][1])
+    return Header(_Values(elements), syntax, _Values(meta).get("MediaStorageSOPClassUID"), *pixels[0][1:])
 
 
 class _Values:

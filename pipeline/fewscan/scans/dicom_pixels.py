@@ -123,7 +123,8 @@ def _stored(path: Path, file: BufferedIOBase, header: Header, frames: Sequence[i
     """The stored numbers (row, column) of frames, from 1, one at a time; uncompressed ones from where they lie."""
     shape = int(header.get("Rows")), int(header.get("Columns"))
     bits = int(header.get("BitsAllocated") or 0)
-    if not header.is_plain or bits not in (8, 16, 32):
+    swapped = bits == 8 and not header.syntax.is_little_endian  # where two of them are stored as one word
+    if not header.is_plain or bits not in (8, 16, 32) or swapped:
         yield from _decoded(path, header, frames)
         return
     kind = "i" if int(header.get("PixelRepresentation") or 0) else "u"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fewscan.errors import GeometryError, ScanError
 from fewscan.scans.dicom_header import Header, open_dicom
 from fewscan.scans.dicom_plain import plain_head
+from fewscan.scans.names import format_of
 from fewscan.scans.quiet import quietly
 
 SPLIT_BY = (
@@ -23,9 +24,6 @@ SPLIT_BY = (
 )  # fmt: skip
 """What may tell volumes at the same positions apart, in this order."""
 
-_NO_IMAGE = ("1.2.840.10008.5.1.4.1.1.66", "1.2.840.10008.5.1.4.1.1.481", "1.2.840.10008.5.1.4.1.1.30",
-             "1.2.840.10008.5.1.4.1.1.88", "1.2.840.10008.5.1.4.1.1.11", "1.2.840.10008.5.1.4.1.1.104",
-             "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.68", "1.2.840.10008.5.1.4.1.1.9")  # fmt: skip
 _BARE = (b"\x02\x00\x00\x00UL\x04\x00", *(bytes((8, 0, n, 0)) for n in (0x00, 0x01, 0x05, 0x08, 0x12, 0x16)))
 """How files without a preamble begin: with the meta information, or with group 8, little endian."""
 
@@ -51,6 +49,7 @@ class Plane:
     slice_location: float | None
     rescaled: bool  # whether the header gives a slope or an intercept
     localizer: bool
+    secondary: bool  # a secondary capture: converted, or a screenshot
     notes: tuple[str, ...]
     split: dict[str, str] = field(repr=False)
 
@@ -74,8 +73,45 @@ class NotAnImage(ScanError):
     """A DICOM object that is no image: not a failure."""
 
 
-class ColourPicture(ScanError):
-    """A colour image that names no place in the patient: no slice of a scan beside which it lies."""
+class Picture(ScanError):
+    """A colour image or a screenshot that names no place in the patient: no slice of a scan beside which it lies."""
+
+
+class Screenshot(Picture):
+    """A grey one (secondary capture): a slice after all, where the slices of its series are secondary captures too."""
+
+
+def dicom_files(paths: Iterable[Path]) -> list[Path]:
+    """The files that are DICOM by their mark or suffix, and those without a known suffix that may have been.
+
+    The latter lost their preamble, cannot be read, as links into nowhere, or hold nothing, as a copy that was
+    interrupted: a slice may be missing with them. Those two are named like DICOM files beside them (see `_named`).
+    """
+    known = {path: format_of(path) for path in paths}
+    marked = {path for path in known if is_dicom(path)}
+    alike = {_named(path) for path in marked if known[path] is None}
+    return [
+        path
+        for path, format in known.items()
+        if path in marked
+        or format == "dicom"
+        or (format is None and (lacks_preamble(path) or _is_lost(path, _named(path) in alike)))
+    ]
+
+
+def _named(path: Path) -> tuple[Path, str]:
+    """The folder, and the suffix where it is a word (Thumbs.db), not a number as in MR.1.2.840."""
+    word = path.suffix[1:].lower()
+    return path.parent, word if word.isalpha() else ""
+
+
+def _is_lost(path: Path, alike: bool) -> bool:
+    """Whether a file cannot be read, or holds nothing but zeros where DICOM begins; `alike`: named like DICOM files."""
+    try:
+        with path.open("rb") as file:
+            return alike and not file.read(1024).strip(b"\0")
+    except OSError:
+        return alike or not _named(path)[1]
 
 
 def is_dicom(path: Path) -> bool:
@@ -136,10 +172,9 @@ def read_planes(path: Path) -> list[Plane]:
 def _check_image(path: Path, header: Header) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
-    no_image = any(header.sop_class == prefix or header.sop_class.startswith(prefix + ".") for prefix in _NO_IMAGE)
-    if no_image or "Rows" not in header or "Columns" not in header:
+    if header.is_no_image or "Rows" not in header or "Columns" not in header:
         kind, said = (name_of(uid) or "an unnamed object" for uid in (header.sop_class, header.media_class))
-        if not no_image and said.endswith("Image Storage"):
+        if not header.is_no_image and said.endswith("Image Storage"):
             raise ScanError(f"{path}: is {said} without Rows and Columns: cut short or damaged; copy it again")
         raise NotAnImage(f"DICOM, but not an image: {kind}")
     if min(int(header.get("Rows") or 0), int(header.get("Columns") or 0)) < 1:
@@ -155,13 +190,19 @@ def _check_image(path: Path, header: Header) -> None:
         if not available:
             raise ScanError(_no_plugin(path, syntax.name))
     colour = header.get("PhotometricInterpretation")
+    placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
     if int(header.get("SamplesPerPixel") or 1) != 1 or colour == "PALETTE COLOR":
-        placed = "ImagePositionPatient" in header or "PerFrameFunctionalGroupsSequence" in header
-        raise (ScanError if placed else ColourPicture)(f"{path}: is a colour image, not a scan")
+        raise (ScanError if placed else Picture)(f"{path}: is a colour image, not a scan")
+    if not placed and _is_secondary(header):
+        raise Screenshot(f"{path}: has no ImagePositionPatient: a screenshot (secondary capture), not a scan")
     if "MOSAIC" in (header.get("ImageType") or ()):
         raise ScanError(f"{path}: a mosaic of slices, whose header gives no position of each; convert it (dcm2niix)")
     if "ModalityLUTSequence" in header:
         raise ScanError(f"{path}: has a modality look-up table instead of slope and intercept, which is not read")
+
+
+def _is_secondary(header: Header) -> bool:
+    return f"{header.sop_class}.".startswith("1.2.840.10008.5.1.4.1.1.7.")
 
 
 def name_of(uid: Any) -> str:
@@ -248,7 +289,7 @@ def _plane(path: Path, header: Header, sources: Sequence[Any], frame: int) -> Pl
         _number(first_value(sources, "SliceThickness")), _number(first_value(sources, "SpacingBetweenSlices")),
         _location(first_value(sources, "SliceLocation")),
         any(first_value(sources, keyword) is not None for keyword in ("RescaleSlope", "RescaleIntercept")),
-        "LOCALIZER" in (header.get("ImageType") or ()), tuple(notes), split,
+        "LOCALIZER" in (header.get("ImageType") or ()), _is_secondary(header), tuple(notes), split,
     )  # fmt: skip
 
 
@@ -261,7 +302,9 @@ def _numbers(sources: Sequence[Any], keyword: str, count: int) -> NDArray[np.flo
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None or not float(value) else abs(float(value))
+    """A length in mm; None where nobody could mean it: 0, NaN, or one with which nothing can be counted."""
+    number = 0.0 if value is None else abs(float(value))
+    return number if 1e-6 < number < 1e6 else None
 
 
 def _location(value: Any) -> float | None:

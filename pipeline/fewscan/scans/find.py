@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewscan.errors import ScanError
-from fewscan.scans.dicom import find_series, is_dicom, lacks_preamble
+from fewscan.scans.dicom import dicom_files, find_series
 from fewscan.scans.names import LABEL_FOLDERS, format_of, is_label_name, stem_of
 from fewscan.scans.open import Channels, open_channels, open_file
 from fewscan.scans.scan import Scan, Skipped
@@ -49,17 +49,14 @@ def find_scans(
     root = folder if folder.is_dir() else folder.parent
     skipped: list[Skipped] = []
     files = [folder] if folder.is_file() else _files(folder, output, skipped)
+    reasons = {path: _left_out(path, root, include, exclude, chosen=path == folder) for path in files}
+    dicoms = dicom_files(path for path in files if not reasons[path])
+    known = set(dicoms)
     images: list[Path] = []
-    dicoms: list[Path] = []
-    for path in files:
-        reason = _left_out(path, root, include, exclude, chosen=path == folder)
-        if reason:
-            skipped.append(Skipped(path, reason))
-        elif is_dicom(path) or format_of(path) == "dicom" or (format_of(path) is None and lacks_preamble(path)):
-            dicoms.append(path)
-        elif format_of(path) is None:
-            skipped.append(Skipped(path, "not an image"))
-        else:
+    for path, reason in reasons.items():
+        if reason or (path not in known and format_of(path) is None):
+            skipped.append(Skipped(path, reason or "not an image"))
+        elif path not in known:
             images.append(path)
     scans = _open_images(images, root, wanted, skipped)
     scans += _open_dicoms(dicoms, root, wanted, skipped, resample_gaps)

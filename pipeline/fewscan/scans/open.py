@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fewscan.arrays import Arrays, release, slabs
 from fewscan.errors import FewscanError, GeometryError, ScanError
-from fewscan.scans.dicom import find_series, is_dicom, lacks_preamble, open_series
+from fewscan.scans.dicom import dicom_files, find_series, open_series
 from fewscan.scans.microscopy import open_photo, open_tiff
 from fewscan.scans.names import format_of, stem_of
 from fewscan.scans.nifti import open_nifti
@@ -143,8 +143,8 @@ def _open_dicom(paths: list[Path], name: str) -> Scan:
         return open_series(paths, name)
     if len(paths) > 1:
         raise ScanError(f"{paths[0]}: {len(paths)} folders, where the folder of one DICOM series is expected")
-    inside = [path for path in sorted(paths[0].rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    files = [path for path in inside if is_dicom(path) or format_of(path) == "dicom" or lacks_preamble(path)]
+    inside = [path for path in sorted(paths[0].rglob("*")) if path.is_file() or not path.exists()]  # links into nowhere
+    files = dicom_files(path for path in inside if not path.name.startswith("."))
     if not files:
         raise ScanError(f"{paths[0]}: the folder holds no DICOM file")
     scans, skipped = find_series(files, paths[0])

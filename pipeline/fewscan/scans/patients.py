@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewscan.scans.dicom import is_dicom
+from fewscan.scans.quiet import quietly
 
 
 def patient_numbers(images: Sequence[Path]) -> list[int | None]:
@@ -23,11 +24,20 @@ def patient_numbers(images: Sequence[Path]) -> list[int | None]:
 
 
 def _key(image: Path, salt: bytes) -> bytes | None:
+    """A hash of the first PatientID that a file names: a DICOMDIR and damaged files name none."""
+    for file in sorted(image.rglob("*")) if image.is_dir() else [image]:
+        patient = _patient(file) if file.is_file() and is_dicom(file) else ""
+        if patient:
+            return hashlib.sha256(salt + patient.encode()).digest()
+    return None
+
+
+@quietly()
+def _patient(file: Path) -> str:
     import pydicom
 
-    files = sorted(image.rglob("*")) if image.is_dir() else [image]
-    first = next((file for file in files if file.is_file() and is_dicom(file)), None)
-    if first is None:
-        return None
-    patient = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID")
-    return hashlib.sha256(salt + str(patient).strip().encode()).digest() if str(patient or "").strip() else None
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(header.get("PatientID") or "").strip()
+    except Exception:  # pydicom raises types of many kinds
+        return ""

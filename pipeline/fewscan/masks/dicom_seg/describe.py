@@ -46,7 +46,6 @@ def describe(
         source.Rows = source.Columns = 1
     images = _stand_in(sources, scan.frames)
     algorithm = algorithm_item(provenance)
-    ascii_names = all(label.name.isascii() for label in table)
     try:
         segments = [segment_item(number, label, algorithm) for number, label in enumerate(table, start=1)]
         seg = highdicom.seg.Segmentation(
@@ -66,7 +65,7 @@ def describe(
             content_description="Automatic segmentation",
             content_creator_name="fewscan^",
             series_description="fewscan segmentation",
-            specific_character_set=sources[0].get("SpecificCharacterSet") if ascii_names else "ISO_IR 192",
+            specific_character_set=_character_set(sources[0], table),
             transfer_syntax_uid=RLELossless if kind == "LABELMAP" else ExplicitVRLittleEndian,
         )
     except (ValueError, TypeError, AttributeError, KeyError) as problem:
@@ -84,6 +83,18 @@ def describe(
     if named_after is not None:
         make_reproducible(seg, sources[0], named_after)
     return seg, [places[_source_of(item)] for item in items]
+
+
+def _character_set(source: Any, table: LabelTable) -> str | None:
+    """The source's own, or UTF-8 where labels need it or highdicom does not take the source's.
+
+    It takes no set that begins with an empty value (Korea, most of Japan), and none that is misspelled (ISO-IR 100).
+    """
+    from highdicom.enum import SpecificCharacterSetValues
+
+    own = source.get("SpecificCharacterSet") or None
+    single = [value.value for value in SpecificCharacterSetValues if value.value.startswith(("ISO_IR", "GB"))]
+    return own if (own is None or own in single) and all(label.name.isascii() for label in table) else "ISO_IR 192"
 
 
 def _source_of(frame: Any) -> tuple[str, int]:
