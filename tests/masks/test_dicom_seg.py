@@ -33,7 +33,7 @@ def by_highdicom(path, scan, table):
     seg = highdicom.seg.segread(path)
     planes = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, combine_segments=True)
     value = {label.name: label.value for label in table}
-    values = [0, *(value[item.SegmentLabel] for item in seg.SegmentSequence)]
+    values = [0, *(value[item.SegmentLabel] for item in seg.SegmentSequence if item.SegmentNumber > 0)]
     return np.array(values, dtype=table.dtype)[planes.transpose(2, 1, 0)]
 
 
@@ -67,6 +67,37 @@ def test_patient_study_and_frame_of_reference_are_the_sources(tmp_path):
     assert seg.SeriesInstanceUID != source.SeriesInstanceUID
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
     assert (seg.Rows, seg.Columns) == (source.Rows, source.Columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PatientSex", "U"),
+        ("PatientSex", "m"),
+        ("PatientBirthDate", "00000000"),
+        ("PatientBirthDate", "1970"),
+        ("StudyTime", "12:34:56"),
+        ("PatientName", "Doe\\Jane"),
+        ("SeriesNumber", "-1000"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["dicom-seg", "dicom-seg-labelmap"])
+def test_what_dicom_forbids_is_copied_as_it_is(tmp_path, kind, name, value):
+    """A PACS knows patient and study by what the source says; anonymised series say it wrongly."""
+    scan = dicom_scan(tmp_path / "series", GRIDS["oblique"])
+    for file in scan.files:
+        source = pydicom.dcmread(file)
+        with pydicom.config.disable_value_validation():
+            setattr(source, name, value)
+            source.save_as(file)
+    (path,) = write_mask(mask(), scan, TABLE, tmp_path / "series_seg", kind, MODEL)
+    found, source = pydicom.dcmread(path), pydicom.dcmread(scan.files[0])
+    if name == "SeriesNumber":
+        assert found.SeriesNumber == 1000
+    else:
+        assert str(found[name].value) == str(source[name].value) != ""
+    np.testing.assert_array_equal(by_highdicom(path, scan, TABLE), mask())
 
 
 def test_segments_are_coded_coloured_and_say_what_made_them(tmp_path):

@@ -1070,6 +1070,14 @@ def enhanced_mr_with_frames_out_of_order(folder: Path) -> list[Volume]:
     return [truth]
 
 
+@kind()
+def enhanced_mr_without_shared_groups(folder: Path) -> list[Volume]:
+    truth = volume("oblique")
+    stacks = [(truth.values, truth.ras)]
+    write_enhanced(folder / "mr.dcm", stacks, "MR", shared=(), SharedFunctionalGroupsSequence=[])
+    return [truth]
+
+
 @kind(noted="sheared by 15.0 degrees")
 def enhanced_ct_with_a_gantry_tilt(folder: Path) -> list[Volume]:
     truth = volume(shear_mm=2.5 * np.tan(np.radians(15)))

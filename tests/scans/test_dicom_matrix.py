@@ -77,7 +77,8 @@ SEGMENTED = (
     "gantry_tilt", "gantry_tilt_of_an_oblique_stack", "a_single_slice_without_thickness", "a_localizer_in_the_series",
     "a_file_twice", "a_colour_picture_in_the_series", "two_series", "two_acquisitions", "explicit_big_endian",
     "two_stacks_of_different_orientation", "signed_12_of_16_bit_without_sign_extension", "jpeg_ls", "enhanced_ct",
-    "enhanced_mr_with_frames_out_of_order", "enhanced_mr_of_two_stacks", "enhanced_mr_of_two_parallel_stacks",
+    "enhanced_mr_with_frames_out_of_order", "enhanced_mr_without_shared_groups",
+    "enhanced_mr_of_two_stacks", "enhanced_mr_of_two_parallel_stacks",
     "enhanced_mr_of_two_echoes", "enhanced_mr_of_two_times", "enhanced_mr_in_two_files",
     "enhanced_mr_with_a_file_for_each_slice",
 )  # fmt: skip

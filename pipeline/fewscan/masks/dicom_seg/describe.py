@@ -13,7 +13,7 @@ from fewscan.errors import FormatError
 from fewscan.labels import LabelTable
 from fewscan.masks.dicom_seg.identity import make_reproducible
 from fewscan.masks.dicom_seg.segments import algorithm_item, segment_item
-from fewscan.masks.dicom_seg.source import images_of, numbers, sources_of, unusable
+from fewscan.masks.dicom_seg.source import images_of, numbers, set_aside, sources_of
 from fewscan.scans.scan import Scan
 
 
@@ -44,7 +44,7 @@ def describe(
     places = images_of(scan, sources)
     for source in sources:
         source.Rows = source.Columns = 1
-    images = _stand_in(sources, scan.frames)
+    images, verbatim = _stand_in(sources, scan.frames), set_aside(sources)
     algorithm = algorithm_item(provenance)
     try:
         segments = [segment_item(number, label, algorithm) for number, label in enumerate(table, start=1)]
@@ -54,7 +54,7 @@ def describe(
             segmentation_type=kind,
             segment_descriptions=segments[:2] if kind == "BINARY" else segments,  # it looks at each in each plane
             series_instance_uid=highdicom.UID(),
-            series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+            series_number=max(0, int(sources[0].get("SeriesNumber") or 0)) + 1000,
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer="fewscan",
@@ -69,12 +69,14 @@ def describe(
             transfer_syntax_uid=RLELossless if kind == "LABELMAP" else ExplicitVRLittleEndian,
         )
     except (ValueError, TypeError, AttributeError, KeyError) as problem:
-        wrong = unusable(sources[0])
-        why = f"its {', '.join(wrong)} cannot be copied" if wrong else f"{type(problem).__name__} in highdicom"
+        missing = [name for name in ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID") if not sources[0].get(name)]
+        why = f"it has no {' and no '.join(missing)}" if missing else f"{type(problem).__name__} in highdicom"
         raise FormatError(
             f"{scan.name}: a DICOM-SEG cannot be made from this series: {why}; choose nifti or seg-nrrd"
         ) from problem
     _refer(seg, images)
+    for name, element in verbatim.items():
+        seg[name] = element
     seg.Columns, seg.Rows = scan.grid.shape[:2]
     seg.SegmentSequence = [*segments, *(item for item in seg.SegmentSequence if item.SegmentNumber == 0)]
     items = seg.PerFrameFunctionalGroupsSequence

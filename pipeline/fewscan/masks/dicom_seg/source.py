@@ -63,10 +63,11 @@ def _of_frame(header: Any, number: int) -> Any:
     """The header of an enhanced file as if one of its frames, from 1, were a file."""
     from pydicom import Dataset
 
-    groups = (header.PerFrameFunctionalGroupsSequence[number - 1], header.SharedFunctionalGroupsSequence[0])
+    own = header.PerFrameFunctionalGroupsSequence[number - 1]
+    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     frame = Dataset({element.tag: copy(element) for element in header if element.keyword not in _OF_ALL_FRAMES})
     for name, keywords in _PLANE.items():
-        item = group(*groups, name)
+        item = group(own, shared, name)
         for keyword in keywords:
             if keyword in item:
                 frame[keyword] = copy(item[keyword])
@@ -87,21 +88,32 @@ def images_of(scan: Scan, sources: list[Any]) -> dict[tuple[str, int], int]:
     return dict(zip(zip(uids, frames, strict=True), places, strict=True))
 
 
-def unusable(source: Any) -> list[str]:
-    """Keywords of what a SEG copies from its source and the source lacks or has in a form that DICOM forbids."""
+def set_aside(sources: list[Any]) -> dict[str, Any]:
+    """Empty in all sources what a SEG copies and DICOM forbids (a sex of "U", a date of "1970"); the first's elements.
+
+    highdicom refuses it, but a PACS knows patient and study by what the source says.
+    """
+    wrong = {name: sources[0][name] for name in TYPE_2 if _is_wrong(sources[0][name])}
+    for name in wrong:
+        for source in sources:
+            element = copy(source[name])
+            element.value = ""
+            source[name] = element
+    return wrong
+
+
+def _is_wrong(element: Any) -> bool:
     from pydicom import config, valuerep
 
-    wrong = [name for name in ("StudyInstanceUID", "SOPClassUID", "SOPInstanceUID") if not source.get(name)]
-    if str(source.get("PatientSex") or "O") not in ("M", "F", "O"):
-        wrong.append("PatientSex")
-    for name in TYPE_2:
-        element = source.data_element(name) if name in source else None
-        if element is not None and element.value not in (None, ""):
-            try:
-                valuerep.validate_value(element.VR, str(element.value), config.RAISE)
-            except ValueError:
-                wrong.append(name)
-    return wrong
+    if element.value in (None, ""):
+        return False
+    if element.keyword == "PatientSex" and element.value not in ("M", "F", "O"):
+        return True
+    try:
+        valuerep.validate_value(element.VR, str(element.value), config.RAISE)
+    except ValueError:
+        return True
+    return bool(element.VM > 1)
 
 
 def group(frame: Any, shared: Any, name: str) -> Any:
