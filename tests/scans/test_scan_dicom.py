@@ -8,6 +8,8 @@ import pytest
 from pydicom.uid import JPEG2000Lossless, RLELossless, generate_uid
 
 from fewscan.errors import ScanError
+from fewscan.labels import LabelTable
+from fewscan.masks import write_mask
 from fewscan.scans import find_scans, open_scan
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES, image
@@ -476,3 +478,29 @@ def test_enhanced_frames_are_placed_by_their_own_position(tmp_path):
     np.testing.assert_allclose(scan.read()[0], values * (np.arange(4) + 1.0) + 3)
     np.testing.assert_allclose(scan.grid.affine, affine, atol=1e-4)
     assert scan.frames == (2, 4, 1, 3) and len(set(scan.files)) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["SliceThickness", "PixelSpacing", "RescaleSlope", "SeriesNumber"])
+def test_a_value_that_is_no_number_is_named_and_matters_where_it_is_needed(tmp_path, name):
+    """A decimal comma is refused by the name of its element; a series is read whatever its number is."""
+    for path in write_series(tmp_path / "series", image(), AFFINES["oblique"]):
+        source = pydicom.dcmread(path)
+        tag = source[name].tag if name in source else pydicom.tag.Tag(name)
+        stored = b"ABCD" if name == "SeriesNumber" else b"0,5\\0,5" if name == "PixelSpacing" else b"2,5 "
+        vr = pydicom.datadict.dictionary_VR(name)
+        source._dict[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(stored), stored, 0, False, True)
+        source.save_as(path)
+    found = find_scans(tmp_path)
+    if name == "SeriesNumber":
+        (scan,) = found.scans
+        np.testing.assert_array_equal(scan.read()[0], image())
+        table = LabelTable.from_json(["a"])
+        (path,) = write_mask(np.ones(scan.grid.shape, np.uint8), scan, table, tmp_path / "m", "dicom-seg")
+        assert pydicom.dcmread(path).SeriesNumber == 1000
+    else:
+        for scan in found.scans:
+            with pytest.raises(ScanError, match=name):
+                scan.read()
+        assert found.scans or all(name in item.reason for item in found.skipped)
+        assert found.scans or found.skipped

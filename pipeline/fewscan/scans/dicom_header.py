@@ -69,6 +69,23 @@ class Header:
     def __contains__(self, keyword: str) -> bool:
         return keyword in self._values
 
+    def is_readable(self, keyword: str) -> bool:
+        """Whether there is no such value, or one of its kind."""
+        from pydicom.datadict import dictionary_VR
+
+        try:
+            value = self.get(keyword)
+            if dictionary_VR(keyword) in ("DS", "IS") and value not in (None, ""):
+                [float(number) for number in ([value] if isinstance(value, (str, int, float)) else value)]
+        except Exception:  # pydicom raises types of many kinds
+            return False
+        return True
+
+    @property
+    def wrong(self) -> str:
+        """The keywords of what cannot be read, in words."""
+        return " and ".join(keyword for keyword in KEYWORDS if not self.is_readable(keyword)) or "a value"
+
     @property
     def is_no_image(self) -> bool:
         """Whether it is of a kind that is not read as an image: a segmentation, a plan, a report, spectra, a map."""

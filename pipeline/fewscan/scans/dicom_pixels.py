@@ -69,8 +69,8 @@ def _planes(
     path: Path, frames: Sequence[int], shape: tuple[int, ...]
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_] | None, float, float]]:
     """Of frames of a file: the stored numbers, where they are padding (None: nowhere), slope and intercept."""
-    try:
-        with open_dicom(path) as (file, header):
+    with open_dicom(path) as (file, header):
+        try:
             for frame, stored in zip(frames, _stored(path, file, header, frames), strict=True):
                 if stored.shape != shape:
                     wrong = f"{stored.shape[1]} x {stored.shape[0]} pixels"
@@ -81,10 +81,10 @@ def _planes(
                 else:
                     stored = np.where(padding, stored[~padding].min() if not padding.all() else 0, stored)
                 yield _within_bits(path, header, stored), padding, *_rescale(path, header, frame)
-    except (ScanError, OSError, MemoryError):
-        raise
-    except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from None
+        except (ScanError, OSError, MemoryError):
+            raise
+        except Exception as problem:  # pydicom raises types of many kinds
+            raise ScanError(f"{path}: {header.wrong} in the header cannot be used ({type(problem).__name__})") from None
 
 
 @quietly()
@@ -94,8 +94,8 @@ def pixel_digest(path: Path) -> bytes:
     Raises ScanError where they cannot be decoded.
     """
     digest = hashlib.sha256()
-    try:
-        with open_dicom(path) as (file, header):
+    with open_dicom(path) as (file, header):
+        try:
             meaning = [str(header.get(keyword)) for keyword in _MEANING]
             digest.update("|".join(meaning).encode())
             frames = range(1, header.frames + 1)
@@ -103,10 +103,10 @@ def pixel_digest(path: Path) -> bytes:
                 number = frame if "PerFrameFunctionalGroupsSequence" in header else 0
                 digest.update(repr(_rescale(path, header, number)).encode())
                 digest.update(np.ascontiguousarray(stored, stored.dtype.newbyteorder("=")).data)
-    except ScanError:
-        raise
-    except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from None
+        except ScanError:
+            raise
+        except Exception as problem:  # pydicom raises types of many kinds
+            raise ScanError(f"{path}: {header.wrong} in the header cannot be used ({type(problem).__name__})") from None
     return digest.digest()
 
 

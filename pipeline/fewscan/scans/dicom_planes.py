@@ -166,7 +166,7 @@ def read_planes(path: Path) -> list[Plane]:
     except ScanError:
         raise
     except Exception as problem:  # pydicom raises types of many kinds
-        raise ScanError(f"{path}: a value in the header cannot be used ({type(problem).__name__})") from None
+        raise ScanError(f"{path}: {header.wrong} in the header cannot be used ({type(problem).__name__})") from None
 
 
 def _check_image(path: Path, header: Header) -> None:
@@ -275,7 +275,7 @@ def _plane(path: Path, header: Header, sources: Sequence[Any], frame: int) -> Pl
         notes.append("MONOCHROME1 (shown inverted): values are taken as stored")
     if "PixelPaddingValue" in header:
         notes.append("pixels of PixelPaddingValue, where there are any, take the smallest of the other values")
-    number = header.get("SeriesNumber")
+    number = header.get("SeriesNumber") if header.is_readable("SeriesNumber") else None  # in names alone
     split = {}
     for keyword in (*SPLIT_BY, "FrameAcquisitionNumber"):
         value = first_value(sources, keyword)

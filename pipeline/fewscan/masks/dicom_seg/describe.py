@@ -13,7 +13,7 @@ from fewscan.errors import FormatError
 from fewscan.labels import LabelTable
 from fewscan.masks.dicom_seg.identity import make_reproducible
 from fewscan.masks.dicom_seg.segments import algorithm_item, segment_item
-from fewscan.masks.dicom_seg.source import images_of, numbers, set_aside, sources_of
+from fewscan.masks.dicom_seg.source import images_of, numbers, series_number, set_aside, sources_of
 from fewscan.scans.scan import Scan
 
 
@@ -54,7 +54,7 @@ def describe(
             segmentation_type=kind,
             segment_descriptions=segments[:2] if kind == "BINARY" else segments,  # it looks at each in each plane
             series_instance_uid=highdicom.UID(),
-            series_number=max(0, int(sources[0].get("SeriesNumber") or 0)) + 1000,
+            series_number=1000 + series_number(sources[0]),
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer="fewscan",

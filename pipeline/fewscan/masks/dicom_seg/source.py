@@ -88,6 +88,14 @@ def images_of(scan: Scan, sources: list[Any]) -> dict[tuple[str, int], int]:
     return dict(zip(zip(uids, frames, strict=True), places, strict=True))
 
 
+def series_number(source: Any) -> int:
+    """The source's, 0 where it is none or negative."""
+    try:
+        return max(0, int(source.get("SeriesNumber") or 0))
+    except ValueError:
+        return 0
+
+
 def set_aside(sources: list[Any]) -> dict[str, Any]:
     """Empty in all sources what a SEG copies and DICOM forbids (a sex of "U", a date of "1970"); the first's elements.
 
