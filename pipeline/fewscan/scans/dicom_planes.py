@@ -24,6 +24,8 @@ SPLIT_BY = (
 )  # fmt: skip
 """What may tell volumes at the same positions apart, in this order."""
 
+_YOUNG = {"1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage"}
+"""Names that pydicom 3.0 does not know."""
 _BARE = (b"\x02\x00\x00\x00UL\x04\x00", *(bytes((8, 0, n, 0)) for n in (0x00, 0x01, 0x05, 0x08, 0x12, 0x16)))
 """How files without a preamble begin: with the meta information, or with group 8, little endian."""
 
@@ -209,7 +211,7 @@ def name_of(uid: Any) -> str:
     """The name that DICOM gives to a UID; "" for others, which may hold anything."""
     from pydicom.uid import UID
 
-    name = str(UID(str(uid)).name)
+    name = _YOUNG.get(str(uid)) or str(UID(str(uid)).name)
     return "" if name == str(uid) else name
 
 
