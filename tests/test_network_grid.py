@@ -72,7 +72,7 @@ def sampled(array: np.ndarray, array_affine: np.ndarray, wanted: Grid) -> np.nda
 @each_grid
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])
 def test_slices_one_by_one_are_decided_as_all_of_them(scan, slice_axis):
-    """A 2D network answers slices alone, while in plane there is another spacing: none may be taken for its neighbour."""
+    """A 2D network answers slices alone, with another spacing in plane: none may be taken for its neighbour."""
     moved = to_network_grid(torch.zeros((1, *scan.shape)), scan, [1.0, 1.1, 2.0], slice_axis)[1]
     logits = smooth(moved.shape, channels=3)
     decision = Decision(moved.shape, moved.affine, scan)
