@@ -4,8 +4,8 @@
 
 SCAN is a folder with one DICOM series, which Deploy's own operators read (with `as_it_is` without our correction of the
 affine), or an .npz with `array` (D, H, W) and `affine` (4 x 4, voxel (w, h, d) -> mm RAS+), handed over as an Image
-with the metadata of DICOMSeriesToVolumeOperator. MASK.npz gets `mask` (D, H, W) and the `affine` that the image came with.
-fewscan has to be importable there, as the bundle needs it.
+with the metadata of DICOMSeriesToVolumeOperator. MASK.npz gets `mask` (D, H, W) and the `affine` that the image came
+with. fewscan has to be importable there, as the bundle needs it.
 """
 
 from __future__ import annotations
