@@ -70,6 +70,19 @@ def sampled(array: np.ndarray, array_affine: np.ndarray, wanted: Grid) -> np.nda
 
 
 @each_grid
+@pytest.mark.parametrize("slice_axis", [0, 1, 2])
+def test_slices_one_by_one_are_decided_as_all_of_them(scan, slice_axis):
+    """A 2D network answers slices alone, with another spacing in plane: none may be taken for its neighbour."""
+    moved = to_network_grid(torch.zeros((1, *scan.shape)), scan, [1.0, 1.1, 2.0], slice_axis)[1]
+    logits = smooth(moved.shape, channels=3)
+    decision = Decision(moved.shape, moved.affine, scan)
+    for number in range(moved.shape[2]):
+        here = (slice(0, moved.shape[0]), slice(0, moved.shape[1]), slice(number, number + 1))
+        decision.add(logits[..., number : number + 1], here, here)
+    np.testing.assert_array_equal(decision.classes, decide(logits, moved.affine, scan))
+
+
+@each_grid
 @each_slice_axis
 def test_without_resampling_it_is_a_permutation_and_comes_back_exactly(scan, slice_axis):
     classes = torch.from_numpy(np.random.default_rng(0).integers(0, 4, scan.shape))

@@ -230,8 +230,12 @@ def items_to_segment(dataset_dir: str, channels: Sequence[Mapping[str, Any]], ou
 def provenance(bundle_root: str) -> dict[str, str]:
     """What makes the masks of a bundle: its name, fewscan's version and the hash of its weights.
 
-    Raises BundleError where the bundle would see scans otherwise than it was trained to.
+    Where no bundle lies, as in programs that read a bundle without telling it where it is, and save masks by
+    themselves, the hash is "unknown". Raises BundleError where the bundle would see scans otherwise than it was trained
+    to.
     """
+    if not (Path(bundle_root) / "configs").is_dir():
+        return {"version": __version__, "model_sha256": "unknown"}
     refuse_disagreement(Path(bundle_root))
     weights = Path(bundle_root) / "models" / "model.pt"
     return {

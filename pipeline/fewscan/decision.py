@@ -43,8 +43,11 @@ class Decision:
         self, shape: Sequence[int], network_affine: Affine, scan: Grid, empty: Arrays = IN_MEMORY_ONLY
     ) -> None:
         self.scan, self.shape, self.empty = scan, tuple(shape), empty
-        self.turn, self.places = in_scan_order(network_affine, scan)
-        self.aligned = all(are_voxels(at, shape[axis]) for at, axis in zip(self.places, self.turn, strict=True))
+        self.turn, places = in_scan_order(network_affine, scan)
+        whole = [are_voxels(at, shape[axis]) for at, axis in zip(places, self.turn, strict=True)]
+        self.aligned = all(whole)
+        # by rounding 0.999999 of an oblique scan's slices would be in the core of the slice before
+        self.places = [at.round() if voxels else at for at, voxels in zip(places, whole, strict=True)]
         self._classes: NDArray[np.integer] | None = None
 
     @property

@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, load, run, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, load, run, verify_net_in_out
+from monai.data import MetaTensor
 from monai.handlers import CheckpointLoader
 from monai.inferers import Inferer
 from monai.transforms import Compose, LoadImaged, SaveImage, SaveImaged
@@ -524,6 +525,24 @@ def test_both_configs_edited_after_the_training_are_refused(trained, tmp_path, k
         provenance(str(bundle))
     (bundle / "models" / "training.json").unlink()  # of a bundle of others
     assert provenance(str(bundle))["bundle"] == "bundle"
+
+
+def test_an_image_in_memory_is_prepared_as_its_file(trained, tmp_path, monkeypatch):
+    """As MONAI Deploy does it: no file, no channel axis, and nobody says where the bundle lies."""
+    monkeypatch.chdir(tmp_path)
+    parser = ConfigParser()
+    parser.read_config(str(trained.bundle / "configs" / "inference.json"))
+    load, *rest = parser.get_parsed_content("preprocessing").transforms
+    file = trained.data / "images" / "case0.nii.gz"
+    scan = nibabel.load(file)
+    meta = {"original_channel_dim": "no_channel", "spatial_shape": np.array(scan.shape)}
+    image = MetaTensor(np.asarray(scan.dataobj), affine=torch.from_numpy(scan.affine), meta=meta)
+    in_memory, from_file = Compose(rest)({"image": image}), Compose([load, *rest])({"image": str(file)})
+    torch.testing.assert_close(in_memory["image"].as_tensor(), from_file["image"].as_tensor(), rtol=0, atol=0)
+    torch.testing.assert_close(in_memory["image"].affine, from_file["image"].affine, rtol=0, atol=0)
+    saver = parser.get_parsed_content("postprocessing").transforms[-1]
+    assert type(saver).__name__ == "SaveImaged" and not list(tmp_path.iterdir())
+    assert provenance(".")["model_sha256"] == "unknown"
 
 
 def test_names_of_labels_may_be_edited_after_training(trained, tmp_path):

@@ -46,6 +46,7 @@ def pictures(scans):
 
 CASES = {
     "one_channel": (one_channel, {"spacing": [1.0, 1.1, 2.0]}),
+    "slices": (one_channel, {"dims": 2, "spacing": [1.0, 1.1, 2.0]}),
     "two_files": (two_files, {"channels": TWO_FILES}),
     "one_file": (one_file, {"channels": ONE_FILE}),
     "pictures": (pictures, {"dims": 2}),

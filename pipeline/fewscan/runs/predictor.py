@@ -297,6 +297,7 @@ def _reading(before: Sequence[Any]) -> tuple[NormaliseIntensityd, ToNetworkGridd
     from fewscan.scans import ScanReader
     from fewscan.transforms import NormaliseIntensityd, ToNetworkGridd
 
+    before = [step for step in before if not _adds_missing_channel(step)]  # ScanReader's array has its channels
     if [type(step).__name__ for step in before] != ["LoadImaged", "NormaliseIntensityd", "ToNetworkGridd"]:
         return None
     loading, normalise, to_grid = before
@@ -306,6 +307,13 @@ def _reading(before: Sequence[Any]) -> tuple[NormaliseIntensityd, ToNetworkGridd
         and isinstance(to_grid, ToNetworkGridd)
     )
     return (normalise, to_grid) if ours else None
+
+
+def _adds_missing_channel(step: Any) -> bool:
+    """Whether a step does nothing to an image that has its channels first, as the metadata says."""
+    from monai.transforms import EnsureChannelFirstd
+
+    return isinstance(step, EnsureChannelFirstd) and step.adjuster.input_channel_dim is None
 
 
 def _device(wanted: str | torch.device) -> torch.device:
