@@ -98,9 +98,10 @@ def flattened(folder: Path, target: Path) -> Path:
     """All files in one folder: not every reader looks into the folders below."""
     target.mkdir()
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if not path.is_dir():  # links into nowhere too
             below = path.relative_to(folder)
-            shutil.copy(path, target / (below.name if len(below.parts) == 1 else "_".join(below.parts)))
+            name = below.name if len(below.parts) == 1 else "_".join(below.parts)
+            shutil.copy(path, target / name, follow_symlinks=path.exists())
     return target
 
 
