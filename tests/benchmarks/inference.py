@@ -103,6 +103,7 @@ def engine(options: argparse.Namespace, work: Path) -> None:
     """CPU seconds without the network's, and whether labels are equal."""
     from monai.inferers import SlidingWindowInferer
 
+    cores = torch.get_num_threads()
     torch.set_num_threads(options.threads or 1)
     volume = torch.rand(1, 1, *options.shape, generator=torch.manual_seed(1))
 
@@ -137,6 +138,7 @@ def engine(options: argparse.Namespace, work: Path) -> None:
         labels_of(part, within, **settings)
         took = time.process_time() - started
         print(f"| {name} | {took:.2f} | {within.seconds:.2f} | {took / within.seconds:.3f} |")
+    torch.set_num_threads(cores)
 
 
 class Within(torch.nn.Module):
