@@ -32,7 +32,7 @@ def write(
     keeps one empty frame. `reproducible` is as in `write_mask`. Raises FormatError where the source cannot carry a SEG.
     """
     from pydicom.encaps import encapsulate
-    from pydicom.pixels.encoders import RLELosslessEncoder
+    from pydicom.pixels.encoders.base import get_encoder
 
     table, found = present_first(values, table, scan.planes)
     seg, planes = describe("LABELMAP", found, scan, table, provenance, values if reproducible else None)
@@ -49,7 +49,8 @@ def write(
         "pixel_representation": seg.PixelRepresentation,
         "encoding_plugin": "pylibjpeg",  # pydicom would take GDCM where it is installed, which aborts on 7 x 9 pixels
     }
-    frames = [RLELosslessEncoder.encode(np.ascontiguousarray(numbers[values[:, :, k].T]), **how) for k in planes]
+    encode = get_encoder(seg.file_meta.TransferSyntaxUID).encode
+    frames = [encode(np.ascontiguousarray(numbers[values[:, :, k].T]), **how) for k in planes]
     seg.NumberOfFrames, seg.PixelData = len(frames), encapsulate(frames)
     seg.save_as(path)
 
