@@ -12,6 +12,8 @@ from interop.readers import (
     image_planes,
 )
 
+MISREAD = pytest.mark.xfail(strict=True, reason="dcmqi takes the planes of a tilted stack for upright")
+
 
 @pytest.fixture(scope="module")
 def written(request, tmp_path_factory):
@@ -31,7 +33,7 @@ def test_dciodvfy_finds_no_error(written):
             assert errors(path) == []
 
 
-@kinds(*(pytest.param(n, marks=pytest.mark.xfail(strict=True, reason="tilt")) if n in TILTED else n for n in READ))
+@kinds(*(pytest.param(name, marks=MISREAD if name in TILTED else ()) for name in READ))
 def test_dcmqi_puts_every_voxel_where_the_source_has_it(tmp_path, written):
     for number, volume in enumerate(written):
         for path, name in zip(volume.paths, FORMATS, strict=True):
