@@ -90,7 +90,9 @@ def by_ohif(paths: Sequence[Path], files: Sequence[Path]) -> list[dict[str, Any]
     command = ["node", str(reader), *map(str, paths), "--", *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(answers) == len(paths)
+    return answers
 
 
 def image_planes(files: Iterable[Path]) -> dict[tuple[str, int], np.ndarray]:
