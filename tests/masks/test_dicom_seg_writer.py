@@ -7,6 +7,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from conftest import shared
@@ -326,3 +327,20 @@ def test_a_wrong_label_map_is_caught(tmp_path, spoil):
     with pytest.raises(FormatError, match="series_seg") as caught:
         check(path, mask(), scan, TABLE)
     assert "4711" not in str(caught.value) and "4712" not in str(caught.value)
+
+
+def test_a_label_map_is_not_left_to_gdcm(tmp_path, monkeypatch):
+    """Where python-gdcm 3.2 is installed, pydicom asks it first, and it ends the process on planes of 9 x 7 pixels."""
+
+    others = {name: run for name, run in RLELosslessEncoder._available.items() if name != "gdcm"}
+
+    def like_gdcm(pixels, runner):
+        if runner.rows > 1:
+            raise SystemExit("gdcm::Exception: partition % dims[1] == 0")
+        return others["pylibjpeg"](pixels, runner)
+
+    monkeypatch.setattr(RLELosslessEncoder, "_available", {"gdcm": like_gdcm, **others})
+    scan = dicom_scan(tmp_path / "series", Grid((9, 7, 6), GRIDS["oblique"].affine))
+    values = spread(TABLE, (9, 7, 6))
+    (path,) = write_mask(values, scan, TABLE, tmp_path / "m_seg", "dicom-seg-labelmap")
+    check(path, values, scan, TABLE)

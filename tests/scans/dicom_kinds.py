@@ -175,9 +175,10 @@ def resave(path: Path, syntax: str) -> None:
 
 
 def compress(path: Path, syntax: str) -> None:
-    """By pydicom's encoders."""
+    """By pydicom's encoders; not by GDCM's of RLE, which aborts on some sizes (7 x 9)."""
     dataset = pydicom.dcmread(path)
-    dataset.compress(syntax, generate_instance_uid=False)
+    plugin = "pylibjpeg" if syntax == RLELossless else ""
+    dataset.compress(syntax, encoding_plugin=plugin, generate_instance_uid=False)
     dataset.save_as(path)
 
 

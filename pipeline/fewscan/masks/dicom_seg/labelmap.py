@@ -31,16 +31,26 @@ def write(
     Every label of the table is a segment, present ones first; 8 bits a pixel up to 255 labels, else 16; an empty mask
     keeps one empty frame. `reproducible` is as in `write_mask`. Raises FormatError where the source cannot carry a SEG.
     """
-    from highdicom.frame import encode_frame
     from pydicom.encaps import encapsulate
+    from pydicom.pixels.encoders.base import get_encoder
 
     table, found = present_first(values, table, scan.planes)
     seg, planes = describe("LABELMAP", found, scan, table, provenance, values if reproducible else None)
     numbers = np.zeros(int(table.values.max()) + 1, dtype=f"u{seg.BitsAllocated // 8}")
     numbers[table.values] = range(table.classes)
-    how = (seg.BitsAllocated, seg.BitsStored, seg.PhotometricInterpretation, seg.PixelRepresentation)
-    syntax = seg.file_meta.TransferSyntaxUID
-    frames = [encode_frame(np.ascontiguousarray(numbers[values[:, :, k].T]), syntax, *how) for k in planes]
+    how = {
+        "rows": seg.Rows,
+        "columns": seg.Columns,
+        "samples_per_pixel": 1,
+        "number_of_frames": 1,
+        "bits_allocated": seg.BitsAllocated,
+        "bits_stored": seg.BitsStored,
+        "photometric_interpretation": seg.PhotometricInterpretation,
+        "pixel_representation": seg.PixelRepresentation,
+        "encoding_plugin": "pylibjpeg",  # pydicom would take GDCM where it is installed, which aborts on 7 x 9 pixels
+    }
+    encode = get_encoder(seg.file_meta.TransferSyntaxUID).encode
+    frames = [encode(np.ascontiguousarray(numbers[values[:, :, k].T]), **how) for k in planes]
     seg.NumberOfFrames, seg.PixelData = len(frames), encapsulate(frames)
     seg.save_as(path)
 
