@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from pydicom.pixels.decoders.base import get_decoder
 
 from fewscan.cli import main
 from fewscan.errors import ScanError
@@ -57,6 +58,19 @@ def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path, name):
         assert any(re.search(refusal, item.reason) for item in found.skipped if item.failed), found.skipped
     with pytest.raises(ScanError, match=refusal):
         open_scan([tmp_path / "case"]).read()
+
+
+@pytest.mark.parametrize("name", ["rle", "jpeg_ls", "jpeg_2000"])
+def test_another_decoder_that_is_installed_has_no_say(tmp_path, monkeypatch, name):
+    """pydicom asks GDCM first, where it is installed; here one that answers zeros."""
+    (truth,) = KINDS[name].make(tmp_path)
+    syntax = pydicom.dcmread(next(tmp_path.rglob("*.dcm")), stop_before_pixels=True).file_meta.TransferSyntaxUID
+    decoder = get_decoder(syntax)
+    zeros = {"gdcm": lambda source, runner: bytes(100 * len(source))}
+    others = zeros | {name: how for name, how in decoder._available.items() if name != "gdcm"}
+    monkeypatch.setattr(decoder, "_available", others)
+    (scan,) = find_scans(tmp_path).scans
+    assert wrong(truth, scan) == ""
 
 
 def test_a_broken_file_that_the_user_leaves_out_is_the_way_out(tmp_path):

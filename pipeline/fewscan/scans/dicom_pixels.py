@@ -138,13 +138,17 @@ def _stored(path: Path, file: BufferedIOBase, header: Header, frames: Sequence[i
 
 
 def _decoded(path: Path, header: Header, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
+    """By pylibjpeg, whatever else is installed: the same numbers everywhere (pydicom would prefer GDCM)."""
     import pydicom
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import pixel_array
 
     try:
+        plugins = get_decoder(header.syntax).available_plugins
+        plugin = "pylibjpeg" if "pylibjpeg" in plugins else ""
         dataset = pydicom.dcmread(path, specific_tags=[*KEYWORDS, "PixelData"])
         for number in frames:
-            yield pixel_array(dataset, raw=True, index=max(number, 1) - 1)
+            yield pixel_array(dataset, raw=True, index=max(number, 1) - 1, decoding_plugin=plugin)
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as problem:  # each plugin raises types of its own, and one in Rust what is no Exception
