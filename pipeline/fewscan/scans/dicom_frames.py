@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewscan.errors import ScanError
+from fewscan.scans.dicom_header import decoding_plugin
 from fewscan.scans.dicom_plain import open_plain
 
 Frames = Callable[[int], NDArray[Any]]
@@ -63,10 +64,11 @@ def _decoded(plain: BufferedIOBase, path: Path) -> Frames:
 
     plain.seek(0)
     seg = pydicom.dcmread(plain)
+    syntax = seg.file_meta.get("TransferSyntaxUID")
 
     def frame(n: int) -> NDArray[Any]:
         try:
-            return pixel_array(seg, index=n, raw=True)
+            return pixel_array(seg, index=n, raw=True, decoding_plugin=decoding_plugin(syntax))
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as problem:  # of a decoder in Rust, what is no Exception

@@ -119,6 +119,16 @@ def open_dicom(path: Path) -> Iterator[tuple[BufferedIOBase, Header]]:
         yield file, _header(path, file)
 
 
+def decoding_plugin(syntax: Any) -> str:
+    """pylibjpeg where it knows the transfer syntax, whatever else is installed: the same numbers everywhere.
+
+    pydicom would prefer GDCM, which may end the process on pixels that it does not like. "" leaves it to pydicom.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+
+    return "pylibjpeg" if "pylibjpeg" in get_decoder(syntax).available_plugins else ""
+
+
 def _header(path: Path, file: BufferedIOBase) -> Header:
     from pydicom.errors import InvalidDicomError
 

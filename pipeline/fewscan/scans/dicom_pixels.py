@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fewscan.arrays import IN_MEMORY_ONLY, Arrays, release
 from fewscan.errors import ScanError
-from fewscan.scans.dicom_header import KEYWORDS, Header, open_dicom
+from fewscan.scans.dicom_header import KEYWORDS, Header, decoding_plugin, open_dicom
 from fewscan.scans.dicom_planes import first_value, sources_of_frame
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan
@@ -138,14 +138,11 @@ def _stored(path: Path, file: BufferedIOBase, header: Header, frames: Sequence[i
 
 
 def _decoded(path: Path, header: Header, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
-    """By pylibjpeg, whatever else is installed: the same numbers everywhere (pydicom would prefer GDCM)."""
     import pydicom
-    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import pixel_array
 
     try:
-        plugins = get_decoder(header.syntax).available_plugins
-        plugin = "pylibjpeg" if "pylibjpeg" in plugins else ""
+        plugin = decoding_plugin(header.syntax)
         dataset = pydicom.dcmread(path, specific_tags=[*KEYWORDS, "PixelData"])
         for number in frames:
             yield pixel_array(dataset, raw=True, index=max(number, 1) - 1, decoding_plugin=plugin)
