@@ -13,7 +13,7 @@ import pytest
 
 from fewscan.labels import LabelTable
 from fewscan.masks import write_mask
-from interop.test_dicom_seg_by_others import assert_same_places, program
+from interop.readers import assert_same_places, program
 from masks.cases import GRIDS, LARGE, SHEARED, TABLE, dicom_scan, mask, nifti_scan
 
 READER = Path(__file__).with_name("slicer_reads.py")

@@ -8,7 +8,7 @@ import pytest
 
 from fewscan.cli import main
 from fewscan.scans import find_scans
-from interop.test_dicom_seg_by_others import by_dcmqi, errors
+from interop.readers import by_dcmqi, errors
 from runs.tiny import change_config, threshold_bundle
 from scans.dicom_kinds import LPS_TO_RAS, ORIGIN, difference, volume, write
 from scans.dicom_series import write_enhanced
