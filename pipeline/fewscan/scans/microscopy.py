@@ -19,6 +19,10 @@ from fewscan.scans.sizes import check_holds
 
 _DEFLATED = (8, 32946)
 """TIFF's numbers of zlib compression."""
+_JPEG = (6, 7)
+"""TIFF's numbers of JPEG compression, which gives red, green, blue where YCbCr is stored."""
+_COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
+"""TIFF's photometric interpretations that are neither grey nor red, green, blue."""
 RGB = ("red", "green", "blue")
 UNITS_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3,
             "\\u00B5m": 1e-3, "nm": 1e-6, "Å": 1e-7, "pm": 1e-9, "inch": 25.4}  # fmt: skip
@@ -88,6 +92,8 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
             check_holds(path, int(series.nbytes), path.stat().st_size, deflated)
         if series.keyframe.photometric == 3 and not label:
             raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
+        _check_colours(path, series.keyframe)
+        _check_planes(path, series)
         notes = ["white is zero in this file (MINISWHITE); taken as stored"] if series.keyframe.photometric == 0 else []
         found: int = sizes.get("S", sizes.get("C", 1))
         if "S" in sizes and found in (2, 4):
@@ -254,6 +260,28 @@ def _check_tiff_axes(path: Path, axes: str, sizes: dict[str, int]) -> None:
     for pair in ("SC", "ZQ", "ZI", "IQ"):
         if all(sizes.get(axis, 1) > 1 for axis in pair):
             raise ScanError(f"{path}: has both axes {pair[0]} and {pair[1]} ({axes}); save it with one of them")
+
+
+def _check_colours(path: Path, page: Any) -> None:
+    decoded = page.photometric == 6 and page.compression in _JPEG
+    if page.photometric in _COLOURS and not decoded:
+        raise ScanError(f"{path}: its colours are {_COLOURS[page.photometric]}; save it as grey or RGB")
+
+
+def _check_planes(path: Path, series: Any) -> None:
+    """Refuse an OME-TIFF that lacks planes, for which tifffile gives zeros, or takes them from beyond its folder."""
+    if series.kind != "ome":
+        return
+    planes = list(series)
+    missing = sum(plane is None for plane in planes)
+    if missing:
+        raise ScanError(
+            f"{path}: {missing} of the {len(planes)} planes that its OME metadata names are missing; copy all files of "
+            "the set here, or save the planes that there are as a TIFF without OME"
+        )
+    folder = path.resolve().parent
+    if any(not Path(plane.parent.filehandle.path).resolve().is_relative_to(folder) for plane in planes):
+        raise ScanError(f"{path}: planes of it lie in a file outside its folder, which is not read; save them in one")
 
 
 def _arranged(data: NDArray[Any], axes: str) -> NDArray[Any]:
