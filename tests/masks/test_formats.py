@@ -241,6 +241,19 @@ def test_tiff_keeps_the_resolution_that_the_scan_states(tmp_path):
         np.testing.assert_array_equal(file.asarray(), pages)
 
 
+@pytest.mark.parametrize(("tag", "value"), [(282, (0, 0)), (283, (1, 0)), (296, (0,)), (296, (4,))])
+def test_a_resolution_that_there_cannot_be_is_left_out(tmp_path, tag, value):
+    scan = picture_scan(tmp_path, ".tif")
+    tifffile.imwrite(scan.files[0], mask()[:, :, 1].T, resolution=(200, 125), resolutionunit="CENTIMETER")
+    with tifffile.TiffFile(scan.files[0]) as file:
+        at = file.pages[0].tags[tag].valueoffset
+    content = bytearray(scan.files[0].read_bytes())
+    content[at : at + 4 * len(value)] = np.array(value, "<u4").tobytes()
+    scan.files[0].write_bytes(content)
+    (path,) = write_mask(mask()[:, :, 1:2], scan, TABLE, tmp_path / "m_seg", "tiff")
+    np.testing.assert_array_equal(tifffile.imread(path), mask()[:, :, 1].T)
+
+
 def test_nifti_of_a_flat_image(tmp_path):
     flat = nibabel.Nifti1Image(np.ones((9, 6), dtype=np.uint8), np.diag([-0.5, -0.5, 3, 1]))
     nibabel.save(flat, tmp_path / "flat.nii.gz")
