@@ -130,6 +130,14 @@ def test_tiff_takes_omes_size_and_no_size_without_a_unit(tmp_path):
     assert open_scan([tmp_path / "z.tif"]).grid.spacing_mm[:2] == (0.5, 0.25)
 
 
+def test_tiff_of_one_bit_a_pixel(tmp_path):
+    pages = np.random.default_rng(0).integers(0, 2, (8, 50, 70)).astype(bool)
+    first, *others = [Image.fromarray(page) for page in pages]
+    first.save(tmp_path / "x.tif", save_all=True, append_images=others)
+    assert (tmp_path / "x.tif").stat().st_size < pages.size / 4
+    np.testing.assert_array_equal(open_scan([tmp_path / "x.tif"]).read()[0].T, pages)
+
+
 @pytest.mark.parametrize("planar", ["CONTIG", "SEPARATE"])
 def test_tiff_colours(tmp_path, planar):
     pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3)).astype(np.uint8)

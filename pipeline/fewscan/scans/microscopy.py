@@ -89,7 +89,8 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
             raise ScanError(f"{path}: holds {series.dtype} numbers; save real ones")
         if series.keyframe.compression in (1, *_DEFLATED):
             deflated = series.keyframe.compression in _DEFLATED
-            check_holds(path, int(series.nbytes), path.stat().st_size, deflated)
+            bits = int(np.prod(series.shape, dtype=object)) * series.keyframe.bitspersample
+            check_holds(path, bits // 8, path.stat().st_size, deflated)
         if series.keyframe.photometric == 3 and not label:
             raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
         _check_colours(path, series.keyframe)
