@@ -8,7 +8,8 @@ import tifffile
 from PIL import Image
 
 from conftest import shared
-from fewscan.scans import find_scans, open_scan
+from fewscan.grid import Grid
+from fewscan.scans import find_scans, match_grid, open_scan
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES, SHAPE, SPACING, bright_mm, image
 
@@ -117,6 +118,17 @@ def test_tiff_pages_are_k_and_the_voxel_size_is_imagejs(tmp_path):
     scan = open_scan([tmp_path / "x.tif"])
     np.testing.assert_array_equal(scan.read()[0], pages.transpose(2, 1, 0))
     np.testing.assert_allclose(scan.grid.affine, np.diag([-0.0005, -0.00025, 0.002, 1]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("stated", "mm"), [(-2.0, 0.002), ("nan", 0.0005), ("near", 0.0005), (0, 0.0005)])
+def test_tiff_pages_go_up_whatever_imagej_says_of_their_distance(tmp_path, stated, mm):
+    pages = np.random.default_rng(0).integers(0, 65535, (4, 5, 7)).astype(np.uint16)
+    more = {"axes": "ZYX", "spacing": stated, "unit": "um"}
+    tifffile.imwrite(tmp_path / "x.tif", pages, imagej=True, resolution=(2, 2), metadata=more)
+    scan = open_scan([tmp_path / "x.tif"])
+    np.testing.assert_allclose(scan.grid.affine, np.diag([-0.0005, -0.0005, mm, 1]), rtol=1e-6)
+    unsized = Grid(scan.grid.shape, np.diag([-1.0, -1.0, 1.0, 1.0]))  # a label that an editor saved
+    np.testing.assert_array_equal(match_grid(pages.T, unsized, scan.grid, "x_seg.tif"), scan.read()[0])
 
 
 def test_tiff_takes_omes_size_and_no_size_without_a_unit(tmp_path):

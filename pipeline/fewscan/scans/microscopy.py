@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,7 +90,7 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
             raise ScanError(f"{path}: holds {series.dtype} numbers; save real ones")
         if series.keyframe.compression in (1, *_DEFLATED):
             deflated = series.keyframe.compression in _DEFLATED
-            bits = int(np.prod(series.shape, dtype=object)) * series.keyframe.bitspersample
+            bits = math.prod(series.shape) * series.keyframe.bitspersample
             check_holds(path, bits // 8, path.stat().st_size, deflated)
         if series.keyframe.photometric == 3 and not label:
             raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
@@ -307,8 +308,8 @@ def _tiff_spacing(file: Any) -> tuple[tuple[float, float, float], str | None]:
         per_unit = _resolution(tags)
         if per_unit:
             x, y = factor / per_unit[0], factor / per_unit[1]
-            distance = float(file.imagej_metadata.get("spacing", 0))
-            z, source = (distance * factor or None), "ImageJ metadata"
+            distance = _length(file.imagej_metadata.get("spacing"))  # below 0 where the stage went down
+            z, source = (distance * factor if distance else None), "ImageJ metadata"
     elif "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3 and (per_cm := _resolution(tags)):
         x, y, source = 10 / per_cm[0], 10 / per_cm[1], "resolution per cm"  # inches are those of print and screens
     if source is None:
@@ -320,9 +321,18 @@ def _tiff_spacing(file: Any) -> tuple[tuple[float, float, float], str | None]:
 
 
 def _ome_size(pixels: ElementTree.Element, axis: str) -> float | None:
-    size, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")  # µm is OME's default
-    factor = UNITS_MM.get(unit)
-    return float(size) * factor if size and factor and float(size) > 0 else None
+    unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")  # µm is OME's default
+    size, factor = _length(pixels.get(f"PhysicalSize{axis}")), UNITS_MM.get(unit)
+    return size * factor if size and factor else None
+
+
+def _length(stated: Any) -> float | None:
+    """A number of metadata without its sign; None for 0 and for what is no finite number."""
+    try:
+        length = abs(float(stated))
+    except (TypeError, ValueError):
+        return None
+    return length if 0 < length < math.inf else None
 
 
 def _resolution(tags: Any) -> tuple[float, float] | None:
