@@ -142,6 +142,15 @@ def test_tiff_takes_omes_size_and_no_size_without_a_unit(tmp_path):
     assert open_scan([tmp_path / "z.tif"]).grid.spacing_mm[:2] == (0.5, 0.25)
 
 
+def test_tiff_that_viewers_turn_is_taken_as_stored_and_says_so(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 7)).astype(np.uint8)
+    for name, orientation in (("plain", 1), ("turned", 6)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, extratags=[(274, "H", 1, orientation, True)])
+    plain, turned = (open_scan([tmp_path / f"{name}.tif"]) for name in ("plain", "turned"))
+    np.testing.assert_array_equal(turned.read()[0, ..., 0].T, pixels)
+    assert "asks viewers to turn it (orientation 6)" in turned.notes[0] and not plain.notes
+
+
 def test_tiff_of_one_bit_a_pixel(tmp_path):
     pages = np.random.default_rng(0).integers(0, 2, (8, 50, 70)).astype(bool)
     first, *others = [Image.fromarray(page) for page in pages]

@@ -24,6 +24,7 @@ _JPEG = (6, 7)
 """TIFF's numbers of JPEG compression, which gives red, green, blue where YCbCr is stored."""
 _COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
 """TIFF's photometric interpretations that are neither grey nor red, green, blue."""
+_AS_STORED = "the pixels are taken as they are stored"
 RGB = ("red", "green", "blue")
 UNITS_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3,
             "\\u00B5m": 1e-3, "nm": 1e-6, "Å": 1e-7, "pm": 1e-9, "inch": 25.4}  # fmt: skip
@@ -48,7 +49,7 @@ def open_photo(path: Path, name: str, channels: Sequence[str] | None = None, lab
     if mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         raise ScanError(f"{path}: its colours are {mode}; save it as grey or RGB")
     if turned:
-        notes.append("the file asks viewers to turn it (EXIF); the pixels are taken as they are stored")
+        notes.append(f"the file asks viewers to turn it (EXIF); {_AS_STORED}")
     if label or mode in ("P", "PA", "LA", "RGBA"):
         _photo_pixels(path, label)  # refuses palettes, colours in labels, and a varying alpha
     if mode in ("LA", "PA", "RGBA"):
@@ -97,6 +98,8 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
         _check_colours(path, series.keyframe)
         _check_planes(path, series)
         notes = ["white is zero in this file (MINISWHITE); taken as stored"] if series.keyframe.photometric == 0 else []
+        if (tag := series.keyframe.tags.get("Orientation")) is not None and tag.value != 1:
+            notes.append(f"the file asks viewers to turn it (orientation {int(tag.value)}); {_AS_STORED}")
         found: int = sizes.get("S", sizes.get("C", 1))
         if "S" in sizes and found in (2, 4):
             _drop_alpha(path, _arranged(series.asarray(), series.axes))
