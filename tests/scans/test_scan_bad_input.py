@@ -158,6 +158,11 @@ def test_a_palette_image_is_no_scan(tmp_path):
     assert "palette" in reason(tmp_path)
 
 
+def test_a_picture_of_too_many_pixels_says_the_way_out(tmp_path):
+    Image.new("L", (20000, 9000)).save(tmp_path / "x.png")
+    assert "more than 178956970 pixels are not read from a picture; save it as TIFF" in reason(tmp_path)
+
+
 @pytest.mark.parametrize("colours", ["CMYK", "LAB", "YCbCr"])
 def test_other_colours_are_not_red_green_blue(tmp_path, colours):
     pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)

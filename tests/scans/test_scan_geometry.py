@@ -1,5 +1,8 @@
 """The bright corner lies where other libraries say, in every format and orientation."""
 
+import struct
+import zlib
+
 import nibabel
 import numpy as np
 import pytest
@@ -107,6 +110,19 @@ def test_png_keeps_sixteen_bits(tmp_path, channels):
     data = open_scan([tmp_path / "x.png"]).read()
     assert data.dtype == np.uint16
     np.testing.assert_array_equal(data[..., 0], pixels.transpose(2, 1, 0))
+
+
+def test_png_keeps_sixteen_bits_beside_an_alpha(tmp_path):
+    """Written by hand: neither Pillow nor SimpleITK writes grey with alpha in sixteen bits."""
+    pixels = np.random.default_rng(0).integers(0, 65535, (5, 7, 2)).astype(">u2")
+    pixels[..., 1] = 65535
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 7, 5, 16, 4, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    framed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    scan = open_scan([tmp_path / "x.png"])
+    assert scan.channels == ("image",) and scan.read().dtype == np.uint16
+    np.testing.assert_array_equal(scan.read()[0, ..., 0].T, pixels[..., 0])
 
 
 def test_tiff_pages_are_k_and_the_voxel_size_is_imagejs(tmp_path):

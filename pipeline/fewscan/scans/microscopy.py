@@ -50,11 +50,11 @@ def open_photo(path: Path, name: str, channels: Sequence[str] | None = None, lab
         raise ScanError(f"{path}: its colours are {mode}; save it as grey or RGB")
     if turned:
         notes.append(f"the file asks viewers to turn it (EXIF); {_AS_STORED}")
-    if label or mode in ("P", "PA", "LA", "RGBA"):
-        _photo_pixels(path, label)  # refuses palettes, colours in labels, and a varying alpha
+    found = 3 if mode == "RGB" else 1
+    if label or mode in ("P", "PA", "LA", "RGBA"):  # the last also of grey with alpha, where it has sixteen bits
+        found = len(_photo_pixels(path, label))  # refuses palettes, colours in labels, and a varying alpha
     if mode in ("LA", "PA", "RGBA"):
         notes.append("an opaque alpha channel is dropped")
-    found = 3 if mode in ("RGB", "RGBA") and not label else 1
     names = _names(path, found, channels)
     return Scan(
         name, "png", (path,), _flat_grid(width, height), names, notes=tuple(notes),
@@ -156,7 +156,10 @@ def _photo(path: Path) -> Any:
     _check_png(path)
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ScanError(f"{path}: more than {most} pixels are not read from a picture; save it as TIFF") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as problem:
         raise ScanError(f"{path}: is no image that Pillow can read ({_line(problem, path)})") from None
 
 
@@ -178,8 +181,8 @@ def _photo_pixels(path: Path, label: bool) -> NDArray[Any]:
                 if not label:
                     raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
                 data = np.asarray(image if image.mode == "P" else image.getchannel(0))
-            elif _is_deep_colour_png(path):
-                data = _deep_pixels(path)  # Pillow would cut 16-bit colours to 8 bits
+            elif channels := _deep_channels(path):
+                data = _deep_pixels(path, channels)  # Pillow would cut 16-bit colours to 8 bits
             else:
                 data = np.asarray(image)
         except ScanError:
@@ -208,14 +211,22 @@ def _one_of_equal(path: Path, data: NDArray[Any]) -> NDArray[Any]:
     raise ScanError(f"{path}: a label in colours; save it with one number a pixel (grey or palette)")
 
 
-def _is_deep_colour_png(path: Path) -> bool:
-    """Whether it is a PNG of 16 bits with more than one channel, by its IHDR chunk."""
+def _deep_channels(path: Path) -> int:
+    """Of a PNG of 16 bits with more than one channel, by its IHDR chunk; 0 of any other picture."""
     with path.open("rb") as file:
         head = file.read(26)
-    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16 and head[25] in (2, 4, 6)
+    deep = head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16
+    return {2: 3, 4: 2, 6: 4}.get(head[25], 0) if deep else 0
 
 
-def _deep_pixels(path: Path) -> NDArray[Any]:
+def _deep_pixels(path: Path, channels: int) -> NDArray[Any]:
+    """(j, i, channels)."""
+    if channels == 2:  # which SimpleITK does not read
+        import itk
+
+        image = itk.imread(str(path), pixel_type=itk.Vector[itk.F, 2])
+        pixels: NDArray[Any] = itk.array_from_image(image).astype(np.uint16)
+        return pixels
     import SimpleITK
 
     data: NDArray[Any] = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
