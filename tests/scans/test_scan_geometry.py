@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from conftest import shared
+from fewscan.errors import ScanError
 from fewscan.grid import Grid
 from fewscan.scans import find_scans, match_grid, open_scan
 from scans.dicom_series import write_series
@@ -167,6 +168,30 @@ def test_tiff_that_viewers_turn_is_taken_as_stored_and_says_so(tmp_path):
     assert "asks viewers to turn it (orientation 6)" in turned.notes[0] and not plain.notes
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int32, np.float32])
+def test_tiff_pages_of_lzw_need_no_further_package(tmp_path, dtype):
+    pages = np.random.default_rng(0).integers(0, 2 if dtype is bool else 60000, (4, 40, 50)).astype(dtype)
+    first, *others = [Image.fromarray(page) for page in pages]
+    first.save(tmp_path / "x.tif", compression="tiff_lzw", save_all=True, append_images=others)
+    assert tifffile.TiffFile(tmp_path / "x.tif").pages[0].compression == 5
+    np.testing.assert_array_equal(open_scan([tmp_path / "x.tif"]).read()[0].T, pages)
+    content = bytearray((tmp_path / "x.tif").read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 40] = b"\xff" * 40
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(ScanError, match=r"x.tif: the TIFF cannot be decoded"):
+        open_scan([tmp_path / "x.tif"]).read()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_tiff_colours_of_lzw(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, channels)).astype(np.uint8)
+    pixels[..., 3:] = 255
+    Image.fromarray(pixels).save(tmp_path / "x.tif", compression="tiff_lzw")
+    scan = open_scan([tmp_path / "x.tif"])
+    assert scan.channels == ("red", "green", "blue")
+    np.testing.assert_array_equal(scan.read()[..., 0], pixels[..., :3].transpose(2, 1, 0))
+
+
 def test_tiff_of_one_bit_a_pixel(tmp_path):
     pages = np.random.default_rng(0).integers(0, 2, (8, 50, 70)).astype(bool)
     first, *others = [Image.fromarray(page) for page in pages]
@@ -241,7 +266,4 @@ def test_the_real_ct_series_lies_on_the_grid_of_its_label():
     folder = shared("data/totalseg_ref/example_ct_dicom")
     scan = open_scan([folder])
     label = nibabel.load(folder.parent / "example_seg_dicom.nii.gz")
-    from fewscan.grid import Grid
-    from fewscan.scans import match_grid
-
     match_grid(np.asarray(label.dataobj), Grid(label.shape, label.affine), scan.grid, "example_seg_dicom")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,10 +21,14 @@ from fewscan.scans.sizes import check_holds
 
 _DEFLATED = (8, 32946)
 """TIFF's numbers of zlib compression."""
+_LZW = 5
+"""TIFF's number of LZW compression."""
 _JPEG = (6, 7)
 """TIFF's numbers of JPEG compression, which gives red, green, blue where YCbCr is stored."""
 _COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
 """TIFF's photometric interpretations that are neither grey nor red, green, blue."""
+_AS_IT_IS = (1, 2, 3)
+"""Those that Pillow takes as stored: black is zero, RGB, palette."""
 _AS_STORED = "the pixels are taken as they are stored"
 RGB = ("red", "green", "blue")
 UNITS_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3,
@@ -102,7 +107,7 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
             notes.append(f"the file asks viewers to turn it (orientation {int(tag.value)}); {_AS_STORED}")
         found: int = sizes.get("S", sizes.get("C", 1))
         if "S" in sizes and found in (2, 4):
-            _drop_alpha(path, _arranged(series.asarray(), series.axes))
+            _drop_alpha(path, _arranged(_pixels(path, series), series.axes))
             notes.append("an opaque alpha channel is dropped")
             found -= 1
         pages = int(np.prod([sizes.get(axis, 1) for axis in "ZIQ"]))
@@ -110,7 +115,7 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
         if source:
             notes.append(source)
         if label and found == 3:
-            _one_of_equal(path, _arranged(series.asarray(), series.axes)[:3])
+            _one_of_equal(path, _arranged(_pixels(path, series), series.axes)[:3])
             found = 1
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
     grid = Grid((sizes["X"], sizes["Y"], pages), affine)
@@ -122,13 +127,42 @@ def read_tiff(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     path = scan.files[0]
     with _tiff(path) as file:
         series = file.series[0]
-        data = empty(series.shape, series.dtype)
-        try:
-            data = series.asarray(out=data)
-        except Exception as problem:  # the codecs raise types of their own
-            raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem)})") from None
-        arranged = _arranged(data, series.axes)[: len(scan.channels)]
+        arranged = _arranged(_pixels(path, series, empty), series.axes)[: len(scan.channels)]
     return arranged.astype(np.uint8) if arranged.dtype == bool else arranged
+
+
+def _pixels(path: Path, series: Any, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
+    """The numbers of a series along its axes, as they are stored."""
+    data: NDArray[Any] = empty(series.shape, series.dtype)
+    try:
+        if series.keyframe.compression == _LZW and find_spec("imagecodecs") is None:
+            _fill_by_pillow(path, series, data)
+        else:
+            data = series.asarray(out=data)
+    except Exception as problem:  # the codecs raise types of their own
+        raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem, path)})") from None
+    return data
+
+
+def _fill_by_pillow(path: Path, series: Any, data: NDArray[Any]) -> None:
+    """As tifffile does with imagecodecs, where LZW is; ValueError where Pillow scales, inverts or orders otherwise.
+
+    Fax and JPEG are not read so: libtiff warns of damage in them, and goes on.
+    """
+    from PIL import Image
+
+    page, planes = series.keyframe, list(series)
+    if page.photometric not in _AS_IT_IS or page.bitspersample not in (1, 8, 16, 32):
+        raise ValueError("LZW of such pixels needs imagecodecs: pip install imagecodecs")
+    if len({plane.parent.filehandle.path for plane in planes}) > 1:
+        raise ValueError("the planes lie in several files")
+    with Image.open(path) as image:
+        for pixels, plane in zip(data.reshape(-1, *page.shape), planes, strict=True):
+            image.seek(plane.index)
+            found = np.asarray(image)
+            if found.dtype.newbyteorder("=") != data.dtype.newbyteorder("=") or found.shape != pixels.shape:
+                raise ValueError(f"Pillow gives {found.dtype} {found.shape}")
+            pixels[...] = found
 
 
 def _flat_grid(width: int, height: int) -> Grid:
