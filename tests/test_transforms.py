@@ -5,7 +5,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from fewscan.errors import BundleError, GeometryError, LabelError
+from fewscan.errors import BundleError, GeometryError, LabelError, ScanError
 from fewscan.transforms import (
     DecideLabelsd,
     LeaveOutUnknownd,
@@ -67,6 +67,14 @@ def test_a_list_of_windows_for_other_channels_is_refused(window):
 @pytest.mark.parametrize("value", [0, 1000.0, -7])
 def test_a_constant_channel_becomes_0(value):
     assert not normalised(np.full((1, 5, 4, 3), value)).any()
+
+
+@pytest.mark.parametrize("factor", [1e36, 1e39, -1e39])
+def test_numbers_beyond_single_precision_are_no_constant_image(factor):
+    values = np.random.default_rng(0).uniform(1, 999, (1, 9, 8, 7)) * factor
+    image = MetaTensor(torch.from_numpy(values), meta={"filename_or_obj": "x.nii.gz"})
+    with np.errstate(over="ignore"), pytest.raises(ScanError, match=r"x.nii.gz: .*beyond single precision"):
+        NormaliseIntensityd("image")({"image": image})
 
 
 def test_a_few_bright_voxels_on_a_constant_ground_do_not_vanish():

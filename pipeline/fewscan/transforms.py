@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewscan.arrays import release
 from fewscan.decision import Decision
-from fewscan.errors import BundleError, LabelError
+from fewscan.errors import BundleError, LabelError, ScanError
 from fewscan.grid import Grid
 from fewscan.intensity import Normalisation
 from fewscan.labels import LabelTable
@@ -62,7 +62,8 @@ class NormaliseIntensityd(MapTransform):  # type: ignore[misc]  # MONAI has no t
     def rules(self, array: NDArray[Any], where: str) -> list[Normalisation]:
         """What is done to each channel of (C, i, j, k); `where` names the image in errors.
 
-        Raises BundleError where there are more or fewer windows than channels.
+        Raises BundleError where there are more or fewer windows than channels, ScanError where a channel without a
+        window goes beyond single precision.
         """
         windows = [self.windows[0]] * len(array) if self.one_for_all else self.windows
         if len(windows) != len(array):
@@ -70,10 +71,16 @@ class NormaliseIntensityd(MapTransform):  # type: ignore[misc]  # MONAI has no t
                 f"{where}: has {len(array)} channels, but intensity_window lists {len(windows)}; give null or "
                 "[low, high] for each channel, or one for all"
             )
-        return [
+        rules = [
             Normalisation.of_channel(channel) if window is None else Normalisation.of_window(*window)
             for channel, window in zip(array, windows, strict=True)
         ]
+        if not all(math.isfinite(rule.high - rule.low) for rule in rules):
+            raise ScanError(
+                f"{where}: holds numbers beyond single precision (3.4e38), in which networks compute; save it in "
+                "smaller ones"
+            )
+        return rules
 
 
 class ToNetworkGridd(MapTransform):  # type: ignore[misc]  # MONAI has no types

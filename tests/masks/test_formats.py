@@ -18,7 +18,7 @@ from fewscan.grid import LPS_FROM_RAS
 from fewscan.labels import LabelTable
 from fewscan.masks import FORMATS, check_format, default_format, write_mask
 from fewscan.scans import open_scan
-from masks.cases import GRIDS, LARGE, SHEARED, TABLE, dicom_scan, mask, nifti_scan, nrrd_scan, picture_scan
+from masks.cases import GRIDS, LARGE, SHEARED, TABLE, dicom_scan, grid, mask, nifti_scan, nrrd_scan, picture_scan
 
 
 def corner_in_lps(grid, index):
@@ -59,6 +59,43 @@ def test_nifti_keeps_a_shear(tmp_path):
     scan = dicom_scan(tmp_path / "series", SHEARED)
     path, _ = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", "nifti")
     np.testing.assert_allclose(nibabel.load(path).affine, SHEARED.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("shear", [1e-3, 2.8e-3])  # voxels from slice to slice: cosines of 3e-4 and 9e-4
+def test_nifti_keeps_a_shear_that_itk_reads_in_no_scan(tmp_path, shear):
+    scan = nifti_scan(tmp_path, grid(np.diag([-1.0, -1.0, 1.0]), shear=shear))
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        sitk.ReadImage(str(scan.files[0]))
+    path, _ = write_mask(mask(), scan, TABLE, tmp_path / "m_seg", "nifti")
+    np.testing.assert_array_equal(nibabel.load(path).affine, nibabel.load(scan.files[0]).affine)
+    np.testing.assert_array_equal(np.asanyarray(nibabel.load(path).dataobj), mask())
+
+
+MICRONS = grid(np.diag([-1.0, -1.0, 1.0]), spacing=(0.0002, 0.0002, 0.001), origin=(-12.345678, 7.1234567, 3.3))
+
+
+def nifti2_scan(folder, where):
+    scan = nifti_scan(folder, where)
+    nibabel.save(nibabel.Nifti2Image(np.asanyarray(nibabel.load(scan.files[0]).dataobj), where.affine), scan.files[0])
+    return scan
+
+
+@pytest.mark.parametrize("write", [nifti2_scan, nrrd_scan])
+def test_nifti_of_voxels_finer_than_single_precision_is_nifti_2(tmp_path, write):
+    path, _ = write_mask(mask(), write(tmp_path, MICRONS), TABLE, tmp_path / "m_seg", "nifti")
+    found = nibabel.load(path)
+    assert isinstance(found, nibabel.Nifti2Image)
+    np.testing.assert_allclose(found.affine, MICRONS.affine, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(np.asanyarray(found.dataobj), mask())
+
+
+def test_nifti_of_an_axis_too_long_for_nifti_1(tmp_path):
+    values = mask(shape=(33000, 6, 7))
+    nibabel.save(nibabel.Nifti2Image(np.zeros(values.shape, np.uint8), GRIDS["axial"].affine), tmp_path / "x.nii")
+    path, _ = write_mask(values, open_scan([tmp_path / "x.nii"]), TABLE, tmp_path / "m_seg", "nifti")
+    found = nibabel.load(path)
+    np.testing.assert_array_equal(found.affine, GRIDS["axial"].affine)
+    np.testing.assert_array_equal(np.asanyarray(found.dataobj), values)
 
 
 def test_nifti_keeps_sform_and_qform_codes_and_no_scaling(tmp_path):
@@ -202,6 +239,19 @@ def test_tiff_keeps_the_resolution_that_the_scan_states(tmp_path):
     with tifffile.TiffFile(path) as file:
         assert len(file.pages) == 7 and file.pages[0].get_resolution("CENTIMETER") == (200, 125)
         np.testing.assert_array_equal(file.asarray(), pages)
+
+
+@pytest.mark.parametrize(("tag", "value"), [(282, (0, 0)), (283, (1, 0)), (296, (0,)), (296, (4,))])
+def test_a_resolution_that_there_cannot_be_is_left_out(tmp_path, tag, value):
+    scan = picture_scan(tmp_path, ".tif")
+    tifffile.imwrite(scan.files[0], mask()[:, :, 1].T, resolution=(200, 125), resolutionunit="CENTIMETER")
+    with tifffile.TiffFile(scan.files[0]) as file:
+        at = file.pages[0].tags[tag].valueoffset
+    content = bytearray(scan.files[0].read_bytes())
+    content[at : at + 4 * len(value)] = np.array(value, "<u4").tobytes()
+    scan.files[0].write_bytes(content)
+    (path,) = write_mask(mask()[:, :, 1:2], scan, TABLE, tmp_path / "m_seg", "tiff")
+    np.testing.assert_array_equal(tifffile.imread(path), mask()[:, :, 1].T)
 
 
 def test_nifti_of_a_flat_image(tmp_path):

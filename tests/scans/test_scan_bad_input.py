@@ -158,6 +158,52 @@ def test_a_palette_image_is_no_scan(tmp_path):
     assert "palette" in reason(tmp_path)
 
 
+def test_a_picture_of_too_many_pixels_says_the_way_out(tmp_path):
+    Image.new("L", (20000, 9000)).save(tmp_path / "x.png")
+    assert "more than 178956970 pixels are not read from a picture; save it as TIFF" in reason(tmp_path)
+
+
+@pytest.mark.parametrize("colours", ["CMYK", "LAB", "YCbCr"])
+def test_other_colours_are_not_red_green_blue(tmp_path, colours):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
+    pixels[..., 0] = 255  # of which CMYK makes no black: it would pass for an opaque alpha
+    Image.fromarray(pixels).convert(colours).save(tmp_path / "x.tif")
+    assert f"its colours are {'CIELAB' if colours == 'LAB' else colours}" in reason(tmp_path)
+
+
+def ome_set(folder, planes=3):
+    """An OME-TIFF of a file a plane, of which each file's metadata names all; the pages (k, j, i)."""
+    pages = np.random.default_rng(0).integers(1, 65535, (planes, 5, 7)).astype(np.uint16)
+    place = '<TiffData IFD="0" FirstZ="{0}" PlaneCount="1"><UUID FileName="x{0}.ome.tif">urn:uuid:{0}</UUID></TiffData>'
+    folder.mkdir(exist_ok=True)
+    for k, page in enumerate(pages):
+        text = (
+            f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{k}">'
+            f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="7" SizeY="5" '
+            f'SizeZ="{planes}" SizeC="1" SizeT="1"><Channel ID="Channel:0"/>'
+            f"{''.join(place.format(n) for n in range(planes))}</Pixels></Image></OME>"
+        )
+        tifffile.imwrite(folder / f"x{k}.ome.tif", page, description=text, metadata=None)
+    return pages
+
+
+def test_an_ome_tiff_that_lacks_planes_has_no_empty_slices(tmp_path):
+    pages = ome_set(tmp_path)
+    np.testing.assert_array_equal(open_scan([tmp_path / "x0.ome.tif"]).read()[0].T, pages)
+    (tmp_path / "x2.ome.tif").unlink()
+    with pytest.raises(ScanError, match=r"x0.ome.tif: 1 of the 3 planes that its OME metadata names are missing"):
+        open_scan([tmp_path / "x0.ome.tif"])
+
+
+def test_an_ome_tiff_reads_nothing_beyond_its_folder(tmp_path):
+    ome_set(tmp_path / "set")
+    for file in sorted((tmp_path / "set").iterdir()):
+        file.write_bytes(file.read_bytes().replace(b'"x2.ome.tif"', b'"../x2.tif" '))
+    (tmp_path / "set" / "x2.ome.tif").rename(tmp_path / "x2.tif")
+    with pytest.raises(ScanError, match=r"x0.ome.tif: planes of it lie in a file outside its folder"):
+        open_scan([tmp_path / "set" / "x0.ome.tif"])
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_a_colour_picture_is_no_grey_one(tmp_path, suffix):
     pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3)).astype(np.uint8)

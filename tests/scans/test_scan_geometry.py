@@ -1,5 +1,8 @@
 """The bright corner lies where other libraries say, in every format and orientation."""
 
+import struct
+import zlib
+
 import nibabel
 import numpy as np
 import pytest
@@ -8,7 +11,9 @@ import tifffile
 from PIL import Image
 
 from conftest import shared
-from fewscan.scans import find_scans, open_scan
+from fewscan.errors import ScanError
+from fewscan.grid import Grid
+from fewscan.scans import find_scans, match_grid, open_scan
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES, SHAPE, SPACING, bright_mm, image
 
@@ -108,6 +113,19 @@ def test_png_keeps_sixteen_bits(tmp_path, channels):
     np.testing.assert_array_equal(data[..., 0], pixels.transpose(2, 1, 0))
 
 
+def test_png_keeps_sixteen_bits_beside_an_alpha(tmp_path):
+    """Written by hand: neither Pillow nor SimpleITK writes grey with alpha in sixteen bits."""
+    pixels = np.random.default_rng(0).integers(0, 65535, (5, 7, 2)).astype(">u2")
+    pixels[..., 1] = 65535
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 7, 5, 16, 4, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    framed = (struct.pack(">I", len(c)) + k + c + struct.pack(">I", zlib.crc32(k + c)) for k, c in chunks)
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+    scan = open_scan([tmp_path / "x.png"])
+    assert scan.channels == ("image",) and scan.read().dtype == np.uint16
+    np.testing.assert_array_equal(scan.read()[0, ..., 0].T, pixels[..., 0])
+
+
 def test_tiff_pages_are_k_and_the_voxel_size_is_imagejs(tmp_path):
     pages = np.random.default_rng(0).integers(0, 65535, (4, 5, 7)).astype(np.uint16)
     tifffile.imwrite(
@@ -119,6 +137,17 @@ def test_tiff_pages_are_k_and_the_voxel_size_is_imagejs(tmp_path):
     np.testing.assert_allclose(scan.grid.affine, np.diag([-0.0005, -0.00025, 0.002, 1]), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("stated", "mm"), [(-2.0, 0.002), ("nan", 0.0005), ("near", 0.0005), (0, 0.0005)])
+def test_tiff_pages_go_up_whatever_imagej_says_of_their_distance(tmp_path, stated, mm):
+    pages = np.random.default_rng(0).integers(0, 65535, (4, 5, 7)).astype(np.uint16)
+    more = {"axes": "ZYX", "spacing": stated, "unit": "um"}
+    tifffile.imwrite(tmp_path / "x.tif", pages, imagej=True, resolution=(2, 2), metadata=more)
+    scan = open_scan([tmp_path / "x.tif"])
+    np.testing.assert_allclose(scan.grid.affine, np.diag([-0.0005, -0.0005, mm, 1]), rtol=1e-6)
+    unsized = Grid(scan.grid.shape, np.diag([-1.0, -1.0, 1.0, 1.0]))  # a label that an editor saved
+    np.testing.assert_array_equal(match_grid(pages.T, unsized, scan.grid, "x_seg.tif"), scan.read()[0])
+
+
 def test_tiff_takes_omes_size_and_no_size_without_a_unit(tmp_path):
     pages = np.zeros((4, 5, 7), np.uint8)
     size = {"PhysicalSizeX": 0.9, "PhysicalSizeXUnit": "mm", "PhysicalSizeY": 800.0, "PhysicalSizeYUnit": "µm"}
@@ -128,6 +157,47 @@ def test_tiff_takes_omes_size_and_no_size_without_a_unit(tmp_path):
     assert open_scan([tmp_path / "y.tif"]).grid.spacing_mm == (1, 1, 1)
     tifffile.imwrite(tmp_path / "z.tif", pages[0], resolution=(20, 40), resolutionunit="CENTIMETER")
     assert open_scan([tmp_path / "z.tif"]).grid.spacing_mm[:2] == (0.5, 0.25)
+
+
+def test_tiff_that_viewers_turn_is_taken_as_stored_and_says_so(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 7)).astype(np.uint8)
+    for name, orientation in (("plain", 1), ("turned", 6)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, extratags=[(274, "H", 1, orientation, True)])
+    plain, turned = (open_scan([tmp_path / f"{name}.tif"]) for name in ("plain", "turned"))
+    np.testing.assert_array_equal(turned.read()[0, ..., 0].T, pixels)
+    assert "asks viewers to turn it (orientation 6)" in turned.notes[0] and not plain.notes
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16, np.int32, np.float32])
+def test_tiff_pages_of_lzw_need_no_further_package(tmp_path, dtype):
+    pages = np.random.default_rng(0).integers(0, 2 if dtype is bool else 60000, (4, 40, 50)).astype(dtype)
+    first, *others = [Image.fromarray(page) for page in pages]
+    first.save(tmp_path / "x.tif", compression="tiff_lzw", save_all=True, append_images=others)
+    assert tifffile.TiffFile(tmp_path / "x.tif").pages[0].compression == 5
+    np.testing.assert_array_equal(open_scan([tmp_path / "x.tif"]).read()[0].T, pages)
+    content = bytearray((tmp_path / "x.tif").read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 40] = b"\xff" * 40
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(ScanError, match=r"x.tif: the TIFF cannot be decoded"):
+        open_scan([tmp_path / "x.tif"]).read()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_tiff_colours_of_lzw(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, channels)).astype(np.uint8)
+    pixels[..., 3:] = 255
+    Image.fromarray(pixels).save(tmp_path / "x.tif", compression="tiff_lzw")
+    scan = open_scan([tmp_path / "x.tif"])
+    assert scan.channels == ("red", "green", "blue")
+    np.testing.assert_array_equal(scan.read()[..., 0], pixels[..., :3].transpose(2, 1, 0))
+
+
+def test_tiff_of_one_bit_a_pixel(tmp_path):
+    pages = np.random.default_rng(0).integers(0, 2, (8, 50, 70)).astype(bool)
+    first, *others = [Image.fromarray(page) for page in pages]
+    first.save(tmp_path / "x.tif", save_all=True, append_images=others)
+    assert (tmp_path / "x.tif").stat().st_size < pages.size / 4
+    np.testing.assert_array_equal(open_scan([tmp_path / "x.tif"]).read()[0].T, pages)
 
 
 @pytest.mark.parametrize("planar", ["CONTIG", "SEPARATE"])
@@ -196,7 +266,4 @@ def test_the_real_ct_series_lies_on_the_grid_of_its_label():
     folder = shared("data/totalseg_ref/example_ct_dicom")
     scan = open_scan([folder])
     label = nibabel.load(folder.parent / "example_seg_dicom.nii.gz")
-    from fewscan.grid import Grid
-    from fewscan.scans import match_grid
-
     match_grid(np.asarray(label.dataobj), Grid(label.shape, label.affine), scan.grid, "example_seg_dicom")

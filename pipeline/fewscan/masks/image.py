@@ -48,7 +48,7 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> No
 
 
 def _resolution(scan: Scan) -> tuple[Any, Any, Any]:
-    """The resolution tags of a TIFF scan as they are; nothing for a scan that states none."""
+    """The resolution tags of a TIFF scan as they are; nothing for a scan that states no possible one."""
     if scan.format != "tiff":
         return None, None, None
     with tifffile.TiffFile(scan.files[0]) as source:
@@ -56,4 +56,4 @@ def _resolution(scan: Scan) -> tuple[Any, Any, Any]:
         if not all(name in tags for name in _RESOLUTION):
             return None, None, None
         across, down, unit = (tags[name].value for name in _RESOLUTION)
-    return across, down, unit
+    return (across, down, unit) if min(*across, *down) > 0 and unit in (1, 2, 3) else (None, None, None)

@@ -24,15 +24,31 @@ _GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", 
 _ROWS = ("srow_x", "srow_y", "srow_z")
 _ITK_VOXELS = 1 << 26
 """Of larger masks ITK reads the header alone, for it holds a volume whole."""
+_ITK_COSINE = 5e-5
+"""Between axes: ITK reads no s-form that is sheared by 1e-4 or more, in a scan neither."""
+_APART = 1e-3
+"""Voxels that a header may place the mask beside its scan."""
 
 
 def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, provenance: Mapping[str, str]) -> None:
-    """Write `values` (i, j, k) as .nii.gz, slab by slab; equal input gives equal bytes on one kind of processor."""
+    """Write `values` (i, j, k) as .nii.gz, slab by slab; equal input gives equal bytes on one kind of processor.
+
+    NIfTI-1; NIfTI-2 where an axis is too long for that, or its affine, of single precision, too coarse.
+    """
+    header = _header(nibabel.Nifti1Image if max(scan.grid.shape) <= 32767 else nibabel.Nifti2Image, values, scan)
+    if _apart(header.get_best_affine(), scan):
+        header = _header(nibabel.Nifti2Image, values, scan)
+    with path.open("wb") as file, gzip_stream(file) as stream:
+        header.write_to(stream)
+        for _, slab in slabs(values, axis=2):
+            stream.write(in_file_order(slab))
+
+
+def _header(kind: type[Any], values: NDArray[Any], scan: Scan) -> Any:
+    """The header of a mask: a NIfTI scan's own geometry, or the grid of any other."""
     source = _source_header(scan)
     affine = None if source is not None else scan.grid.affine
-    kind = nibabel.Nifti2Image if max(scan.grid.shape) > 32767 else nibabel.Nifti1Image
-    image = kind(values, affine)
-    header = image.header
+    header = kind(values, affine).header
     if source is None:
         header.set_sform(affine, code="scanner")
         header.set_qform(affine, code="scanner", strip_shears=True)
@@ -45,30 +61,40 @@ def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, prove
         header["pixdim"][:4] = source["pixdim"][:4]
         header["xyzt_units"] = int(source["xyzt_units"]) & 0x07  # the space unit; a mask has no time
     header.set_slope_inter(1, 0)
-    with path.open("wb") as file, gzip_stream(file) as stream:
-        header.write_to(stream)
-        for _, slab in slabs(values, axis=2):
-            stream.write(in_file_order(slab))
+    return header
 
 
 def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> None:
     """Read back, slab by slab; FormatError where the file holds anything else.
 
-    The header is read by nibabel and the voxels are inflated by zlib, as most programs do. Where the axes are
-    orthogonal ITK reads the file too, as 3D Slicer does: its geometry, and up to 64 million voxels their values.
+    The header is read by nibabel and the voxels are inflated by zlib, as most programs do. NIfTI-1 with orthogonal
+    axes is read by ITK too, as 3D Slicer does: its geometry, and up to 64 million voxels their values.
     """
     image = nibabel.load(path)
     proxy = image.dataobj
     source = _source_header(scan)
-    expected = scan.grid.affine if source is None else source.get_best_affine()
     stored_as_is = proxy.dtype == table.dtype and (proxy.slope, proxy.inter) == (1, 0)
     if not (stored_as_is and proxy.shape == values.shape and _inflates_to(values, path, proxy.offset)):
         raise FormatError(f"{path.name}: nibabel reads other values than were written")
-    difference = Grid(image.shape, image.affine).differs_from(Grid(values.shape, expected), tolerance=1e-3)
+    difference = _apart(image.affine, scan)
     if difference:
         raise FormatError(f"{path.name}: nibabel reads another grid than the scan's: {difference}")
-    if scan.grid.is_orthogonal:
-        _check_with_itk(path, values, expected, placed=source is None or _is_placed(source))
+    directions = scan.grid.directions
+    upright = np.abs(directions.T @ directions - np.eye(3)).max() < _ITK_COSINE
+    if upright and not isinstance(image, nibabel.Nifti2Image):
+        _check_with_itk(path, values, _affine(scan), placed=source is None or _is_placed(source))
+
+
+def _affine(scan: Scan) -> Affine:
+    """As the scan's own header says it."""
+    source = _source_header(scan)
+    affine: Affine = scan.grid.affine if source is None else source.get_best_affine()
+    return affine
+
+
+def _apart(affine: Affine, scan: Scan) -> str | None:
+    """In words, how a mask's affine places it beside its scan."""
+    return Grid(scan.grid.shape, affine).differs_from(Grid(scan.grid.shape, _affine(scan)), _APART)
 
 
 def _inflates_to(values: NDArray[Any], path: Path, offset: int) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +21,15 @@ from fewscan.scans.sizes import check_holds
 
 _DEFLATED = (8, 32946)
 """TIFF's numbers of zlib compression."""
+_LZW = 5
+"""TIFF's number of LZW compression."""
+_JPEG = (6, 7)
+"""TIFF's numbers of JPEG compression, which gives red, green, blue where YCbCr is stored."""
+_COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv"}
+"""TIFF's photometric interpretations that are neither grey nor red, green, blue."""
+_AS_IT_IS = (1, 2, 3)
+"""Those that Pillow takes as stored: black is zero, RGB, palette."""
+_AS_STORED = "the pixels are taken as they are stored"
 RGB = ("red", "green", "blue")
 UNITS_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3,
             "\\u00B5m": 1e-3, "nm": 1e-6, "Å": 1e-7, "pm": 1e-9, "inch": 25.4}  # fmt: skip
@@ -43,12 +54,12 @@ def open_photo(path: Path, name: str, channels: Sequence[str] | None = None, lab
     if mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         raise ScanError(f"{path}: its colours are {mode}; save it as grey or RGB")
     if turned:
-        notes.append("the file asks viewers to turn it (EXIF); the pixels are taken as they are stored")
-    if label or mode in ("P", "PA", "LA", "RGBA"):
-        _photo_pixels(path, label)  # refuses palettes, colours in labels, and a varying alpha
+        notes.append(f"the file asks viewers to turn it (EXIF); {_AS_STORED}")
+    found = 3 if mode == "RGB" else 1
+    if label or mode in ("P", "PA", "LA", "RGBA"):  # the last also of grey with alpha, where it has sixteen bits
+        found = len(_photo_pixels(path, label))  # refuses palettes, colours in labels, and a varying alpha
     if mode in ("LA", "PA", "RGBA"):
         notes.append("an opaque alpha channel is dropped")
-    found = 3 if mode in ("RGB", "RGBA") and not label else 1
     names = _names(path, found, channels)
     return Scan(
         name, "png", (path,), _flat_grid(width, height), names, notes=tuple(notes),
@@ -85,13 +96,18 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
             raise ScanError(f"{path}: holds {series.dtype} numbers; save real ones")
         if series.keyframe.compression in (1, *_DEFLATED):
             deflated = series.keyframe.compression in _DEFLATED
-            check_holds(path, int(series.nbytes), path.stat().st_size, deflated)
+            bits = math.prod(series.shape) * series.keyframe.bitspersample
+            check_holds(path, bits // 8, path.stat().st_size, deflated)
         if series.keyframe.photometric == 3 and not label:
             raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
+        _check_colours(path, series.keyframe)
+        _check_planes(path, series)
         notes = ["white is zero in this file (MINISWHITE); taken as stored"] if series.keyframe.photometric == 0 else []
+        if (tag := series.keyframe.tags.get("Orientation")) is not None and tag.value != 1:
+            notes.append(f"the file asks viewers to turn it (orientation {int(tag.value)}); {_AS_STORED}")
         found: int = sizes.get("S", sizes.get("C", 1))
         if "S" in sizes and found in (2, 4):
-            _drop_alpha(path, _arranged(series.asarray(), series.axes))
+            _drop_alpha(path, _arranged(_pixels(path, series), series.axes))
             notes.append("an opaque alpha channel is dropped")
             found -= 1
         pages = int(np.prod([sizes.get(axis, 1) for axis in "ZIQ"]))
@@ -99,7 +115,7 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
         if source:
             notes.append(source)
         if label and found == 3:
-            _one_of_equal(path, _arranged(series.asarray(), series.axes)[:3])
+            _one_of_equal(path, _arranged(_pixels(path, series), series.axes)[:3])
             found = 1
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
     grid = Grid((sizes["X"], sizes["Y"], pages), affine)
@@ -111,13 +127,42 @@ def read_tiff(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
     path = scan.files[0]
     with _tiff(path) as file:
         series = file.series[0]
-        data = empty(series.shape, series.dtype)
-        try:
-            data = series.asarray(out=data)
-        except Exception as problem:  # the codecs raise types of their own
-            raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem)})") from None
-        arranged = _arranged(data, series.axes)[: len(scan.channels)]
+        arranged = _arranged(_pixels(path, series, empty), series.axes)[: len(scan.channels)]
     return arranged.astype(np.uint8) if arranged.dtype == bool else arranged
+
+
+def _pixels(path: Path, series: Any, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
+    """The numbers of a series along its axes, as they are stored."""
+    data: NDArray[Any] = empty(series.shape, series.dtype)
+    try:
+        if series.keyframe.compression == _LZW and find_spec("imagecodecs") is None:
+            _fill_by_pillow(path, series, data)
+        else:
+            data = series.asarray(out=data)
+    except Exception as problem:  # the codecs raise types of their own
+        raise ScanError(f"{path}: the TIFF cannot be decoded ({_line(problem, path)})") from None
+    return data
+
+
+def _fill_by_pillow(path: Path, series: Any, data: NDArray[Any]) -> None:
+    """As tifffile does with imagecodecs, where LZW is; ValueError where Pillow scales, inverts or orders otherwise.
+
+    Fax and JPEG are not read so: libtiff warns of damage in them, and goes on.
+    """
+    from PIL import Image
+
+    page, planes = series.keyframe, list(series)
+    if page.photometric not in _AS_IT_IS or page.bitspersample not in (1, 8, 16, 32):
+        raise ValueError("LZW of such pixels needs imagecodecs: pip install imagecodecs")
+    if len({plane.parent.filehandle.path for plane in planes}) > 1:
+        raise ValueError("the planes lie in several files")
+    with Image.open(path) as image:
+        for pixels, plane in zip(data.reshape(-1, *page.shape), planes, strict=True):
+            image.seek(plane.index)
+            found = np.asarray(image)
+            if found.dtype.newbyteorder("=") != data.dtype.newbyteorder("=") or found.shape != pixels.shape:
+                raise ValueError(f"Pillow gives {found.dtype} {found.shape}")
+            pixels[...] = found
 
 
 def _flat_grid(width: int, height: int) -> Grid:
@@ -145,7 +190,10 @@ def _photo(path: Path) -> Any:
     _check_png(path)
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise ScanError(f"{path}: more than {most} pixels are not read from a picture; save it as TIFF") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as problem:
         raise ScanError(f"{path}: is no image that Pillow can read ({_line(problem, path)})") from None
 
 
@@ -167,8 +215,8 @@ def _photo_pixels(path: Path, label: bool) -> NDArray[Any]:
                 if not label:
                     raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
                 data = np.asarray(image if image.mode == "P" else image.getchannel(0))
-            elif _is_deep_colour_png(path):
-                data = _deep_pixels(path)  # Pillow would cut 16-bit colours to 8 bits
+            elif channels := _deep_channels(path):
+                data = _deep_pixels(path, channels)  # Pillow would cut 16-bit colours to 8 bits
             else:
                 data = np.asarray(image)
         except ScanError:
@@ -197,14 +245,22 @@ def _one_of_equal(path: Path, data: NDArray[Any]) -> NDArray[Any]:
     raise ScanError(f"{path}: a label in colours; save it with one number a pixel (grey or palette)")
 
 
-def _is_deep_colour_png(path: Path) -> bool:
-    """Whether it is a PNG of 16 bits with more than one channel, by its IHDR chunk."""
+def _deep_channels(path: Path) -> int:
+    """Of a PNG of 16 bits with more than one channel, by its IHDR chunk; 0 of any other picture."""
     with path.open("rb") as file:
         head = file.read(26)
-    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16 and head[25] in (2, 4, 6)
+    deep = head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16
+    return {2: 3, 4: 2, 6: 4}.get(head[25], 0) if deep else 0
 
 
-def _deep_pixels(path: Path) -> NDArray[Any]:
+def _deep_pixels(path: Path, channels: int) -> NDArray[Any]:
+    """(j, i, channels)."""
+    if channels == 2:  # which SimpleITK does not read
+        import itk
+
+        image = itk.imread(str(path), pixel_type=itk.Vector[itk.F, 2])
+        pixels: NDArray[Any] = itk.array_from_image(image).astype(np.uint16)
+        return pixels
     import SimpleITK
 
     data: NDArray[Any] = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
@@ -256,6 +312,28 @@ def _check_tiff_axes(path: Path, axes: str, sizes: dict[str, int]) -> None:
             raise ScanError(f"{path}: has both axes {pair[0]} and {pair[1]} ({axes}); save it with one of them")
 
 
+def _check_colours(path: Path, page: Any) -> None:
+    decoded = page.photometric == 6 and page.compression in _JPEG
+    if page.photometric in _COLOURS and not decoded:
+        raise ScanError(f"{path}: its colours are {_COLOURS[page.photometric]}; save it as grey or RGB")
+
+
+def _check_planes(path: Path, series: Any) -> None:
+    """Refuse an OME-TIFF that lacks planes, for which tifffile gives zeros, or takes them from beyond its folder."""
+    if series.kind != "ome":
+        return
+    planes = list(series)
+    missing = sum(plane is None for plane in planes)
+    if missing:
+        raise ScanError(
+            f"{path}: {missing} of the {len(planes)} planes that its OME metadata names are missing; copy all files of "
+            "the set here, or save the planes that there are as a TIFF without OME"
+        )
+    folder = path.resolve().parent
+    if any(not Path(plane.parent.filehandle.path).resolve().is_relative_to(folder) for plane in planes):
+        raise ScanError(f"{path}: planes of it lie in a file outside its folder, which is not read; save them in one")
+
+
 def _arranged(data: NDArray[Any], axes: str) -> NDArray[Any]:
     """An array along `axes` as (channel, i, j, k); axes of other names have one element."""
     wanted = "SCXYZQIT"
@@ -278,8 +356,8 @@ def _tiff_spacing(file: Any) -> tuple[tuple[float, float, float], str | None]:
         per_unit = _resolution(tags)
         if per_unit:
             x, y = factor / per_unit[0], factor / per_unit[1]
-            distance = float(file.imagej_metadata.get("spacing", 0))
-            z, source = (distance * factor or None), "ImageJ metadata"
+            distance = _length(file.imagej_metadata.get("spacing"))  # below 0 where the stage went down
+            z, source = (distance * factor if distance else None), "ImageJ metadata"
     elif "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3 and (per_cm := _resolution(tags)):
         x, y, source = 10 / per_cm[0], 10 / per_cm[1], "resolution per cm"  # inches are those of print and screens
     if source is None:
@@ -291,9 +369,18 @@ def _tiff_spacing(file: Any) -> tuple[tuple[float, float, float], str | None]:
 
 
 def _ome_size(pixels: ElementTree.Element, axis: str) -> float | None:
-    size, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")  # µm is OME's default
-    factor = UNITS_MM.get(unit)
-    return float(size) * factor if size and factor and float(size) > 0 else None
+    unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")  # µm is OME's default
+    size, factor = _length(pixels.get(f"PhysicalSize{axis}")), UNITS_MM.get(unit)
+    return size * factor if size and factor else None
+
+
+def _length(stated: Any) -> float | None:
+    """A number of metadata without its sign; None for 0 and for what is no finite number."""
+    try:
+        length = abs(float(stated))
+    except (TypeError, ValueError):
+        return None
+    return length if 0 < length < math.inf else None
 
 
 def _resolution(tags: Any) -> tuple[float, float] | None:
