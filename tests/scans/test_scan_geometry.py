@@ -61,6 +61,21 @@ def test_a_flat_nifti_has_one_slice(tmp_path):
     np.testing.assert_array_equal(scan.read(), values[None, ..., None])
 
 
+@pytest.mark.parametrize(
+    "units", ['"um" "um" "um"', '"mm" "mm" "micrometers"', '"m" "m" "m"', '"mm" "mm" "mm"', '"" "" ""']
+)
+def test_nrrd_in_other_units_than_mm_is_refused(tmp_path, units):
+    path = tmp_path / "x.nrrd"
+    SimpleITK.WriteImage(itk_image(image(), AFFINES["oblique"]), str(path))
+    head, mark, data = path.read_bytes().partition(b"kinds:")
+    path.write_bytes(head + f"space units: {units}\n".encode() + mark + data)
+    if "m" in units.replace("mm", ""):
+        with pytest.raises(ScanError, match=r"x\.nrrd: .*save it in mm"):
+            open_scan([path])
+    else:
+        np.testing.assert_allclose(open_scan([path]).grid.affine, AFFINES["oblique"], atol=1e-6)
+
+
 @pytest.mark.parametrize("orientation", AFFINES)
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd"])
 def test_nrrd_and_metaimage_have_itks_positions(tmp_path, orientation, suffix):

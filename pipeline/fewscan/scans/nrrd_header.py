@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from fewscan.errors import ScanError
+from fewscan.errors import GeometryError, ScanError
 from fewscan.scans.sizes import check_holds
 
 _MOST = 1 << 24
@@ -35,6 +35,10 @@ _SIZE = {name.lower(): size for size, names in _BYTES.items() for name in names.
 _ENCODINGS = {
     "raw": "raw", "gzip": "gzip", "gz": "gzip", "txt": "text", "text": "text", "ascii": "text", "hex": "hex",
 }  # fmt: skip
+
+
+_MM = {"", "???", "none", "mm", "millimeter", "millimeters", "millimetre", "millimetres"}
+"""Space units that are mm, or say nothing."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,12 @@ def _nrrd(path: Path, start: bytes) -> _Header:
         dimension, type_name, encoding = int(fields["dimension"]), fields["type"], fields["encoding"].lower()
     except (KeyError, ValueError):
         raise ScanError(f"{path}: the header lacks type, dimension, sizes or encoding, or has letters there") from None
+    units = {unit.strip().lower() for unit in re.findall('"([^"]*)"', fields.get("spaceunits", ""))} - _MM
+    if units:
+        raise GeometryError(
+            f"{path}: the header gives positions in {' and '.join(sorted(units))} (space units), which readers take "
+            f"for mm; save it in mm"
+        )
     if len(sizes) != dimension:
         raise ScanError(f"{path}: the header says {dimension} dimensions, but {len(sizes)} sizes")
     data = tuple(listed) or _named(path, fields.get("datafile", "LOCAL"))
