@@ -19,15 +19,16 @@ from fewscan.grid import Grid
 from fewscan.networks import FCN, SegNet, SegNetBasic, UNet
 from fewscan.runs import compare as module
 from fewscan.runs import measure
-from fewscan.runs.compare import compare
+from fewscan.runs.compare import compare, groups_of
 from fewscan.runs.compare_table import converged_in_words, mode_of
 from fewscan.runs.folds import make_folds
 from fewscan.runs.score import score_masks, sign_flip_test
 from fewscan.runs.segment import segment
 from fewscan.scans import Case, find_cases
 from fewscan.training import PatchDataset
+from fewscan.training.material import read_material
 from fewscan.training.plateau import has_plateaued
-from runs.tiny import stop_in_training
+from runs.tiny import save_nifti, stop_in_training
 
 NETWORKS = ["unet", "fcn"]
 MEASURED = ("seconds", "minutes", "memory", "seconds_per_mvoxel", "memory_mb", "memory_before_mb")
@@ -465,3 +466,17 @@ def test_truth_and_mask_are_cut_alike(tmp_path):
     write_overlay(image, truth * 0, grid, table, files[2], cuts_by=truth)
     alike, alone, empty = (np.asarray(Image.open(file)).astype(int)[:400, :1100] for file in files)
     assert np.array_equal(alike, empty) and not np.array_equal(alike[:, :400], alone[:, :400])
+
+
+def test_copies_of_an_image_are_never_on_both_sides(tmp_path):
+    label = np.zeros((12, 12, 12), np.uint8)
+    label[4:8, 4:8, 4:8] = 1
+    for number, name in enumerate("abcdef"):  # a is b, c is d, e is f
+        image = np.random.default_rng(number // 2).normal(500, 99, label.shape).astype(np.int16)
+        save_nifti(tmp_path / "images" / f"{name}.nii.gz", image)
+        save_nifti(tmp_path / "labels" / f"{name}.nii.gz", label)
+    material = read_material(tmp_path)
+    folds, why = make_folds(material.cases.cases, tmp_path, grouping=groups_of(material))
+    tested = sorted(tuple(case.name for case in fold.test) for fold in folds)
+    assert tested == [("a", "b"), ("c", "d"), ("e", "f")] and "near-identical" in why
+    assert all(len(fold.training) == 4 for fold in folds)

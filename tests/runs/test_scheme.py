@@ -44,6 +44,20 @@ def test_the_sections_of_isbi_do_not_collapse_into_one_group():
     assert "neighbouring slices of one stack" in scheme.warnings[0] and len(set(scheme.groups.values())) == 15
 
 
+@pytest.mark.parametrize("name", ["{}", "s{:02d}", "p1_slice{}"])
+def test_no_slice_beside_a_tested_one_is_trained_on(name):
+    """Also where names count without leading zeros, and so are not in the order of the stack as letters: 1, 10, 2."""
+    files = sorted((shared("data") / "isbi2012_em" / "train" / "image").iterdir())[:15]
+    images = {name.format(number): open_scan([file]).read() for number, file in enumerate(files)}
+    place = {own: number for number, own in enumerate(images)}
+    names = sorted(images)  # as a bundle lists them
+    scheme = parted([images[own] for own in names], names)
+    assert sorted(own for test in of_test(scheme) for own in test) == names
+    for part in scheme.parts:
+        trained = {place[case.name] for case in part.training}
+        assert not trained & {place[case.name] + step for case in part.test for step in (-1, 0, 1)}
+
+
 def test_slices_grouped_by_patient_are_no_stack():
     """Slices of a patient look alike, but whole patients are held out: no warning, and they are drawn."""
     images, names = [], []

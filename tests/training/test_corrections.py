@@ -193,6 +193,22 @@ def test_a_held_out_scan_and_its_patient_are_refused(tmp_path):
         refuse_held_out(datalist, tmp_path, scans[name])
 
 
+def test_a_copy_of_a_held_out_image_is_refused_whatever_it_is_called(tmp_path):
+    """The same voxels under another name, in another order of axes and a little brighter; another image is taken."""
+    image = np.random.default_rng(0).normal(500, 99, (20, 18, 16)).astype(np.int16)
+    other = np.random.default_rng(1).normal(500, 99, image.shape).astype(np.int16)
+    affine = np.diag([1.0, 1, 2, 1])
+    turned = affine @ np.array([[-1, 0, 0, 19], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    for name, array, own in (("a", image, affine), ("t", other, affine), ("copy", image[::-1] + 7, turned)):
+        nibabel.save(nibabel.Nifti1Image(array, own), tmp_path / f"{name}.nii")
+    nibabel.save(nibabel.Nifti1Image(other[:, ::-1].copy(), affine), tmp_path / "new.nii")
+    scans = {scan.name: scan for scan in find_scans(tmp_path).scans}
+    datalist = {"training": [{"image": "t.nii", "label": "l"}], "validation": [{"image": "a.nii", "label": "l"}]}
+    with pytest.raises(PairingError, match="nearly the same image as a, which is held out"):
+        refuse_held_out(datalist, tmp_path, scans["copy"])
+    refuse_held_out(datalist, tmp_path, scans["new"])
+
+
 def test_labels_are_written_as_the_bundle_reads_them(tmp_path):
     """In one file, or one for each structure, by the stems that train.json names."""
     scan = nifti_scan(tmp_path, GRIDS["oblique"])

@@ -21,11 +21,12 @@ from fewscan.runs.predictor import Predictor, read_settings
 from fewscan.runs.records import NEVER, duration, is_trained, kept_record, training_record, usual_device, write_json
 from fewscan.runs.score import label_reading, refuse_trained_on, score_cases
 from fewscan.scans.walk import MARKER
+from fewscan.training.alike import near_identical
 from fewscan.training.material import Material, read_material
 from fewscan.training.plan import write_plan
 from fewscan.training.run import train
 from fewscan.training.settings import LEARNING_RATE, NETWORK_DEF
-from fewscan.training.split import group_cases
+from fewscan.training.split import group_cases, join_groups
 
 NETWORKS = tuple(NETWORK_DEF)
 MINUTES, QUICK_MINUTES = 10.0, 1.0
@@ -94,7 +95,8 @@ def compare(
     _check(networks, minutes, steps, folds, test)
     budget = Budget(None if steps else minutes or (QUICK_MINUTES if quick else MINUTES), steps)
     material = read_material(data, include=include, exclude=exclude, merge_masks=merge_masks)
-    parts, why = make_folds(material.cases.cases, material.root, folds, test, seed)
+    grouping = groups_of(material)
+    parts, why = make_folds(material.cases.cases, material.root, folds, test, seed, grouping)
     listed = [[[case.name for case in part] for part in fold.parts] for fold in parts[: 1 if quick else None]]
     spec = {**asdict(budget), "device": device or usual_device(), "dims": dims, "merge_masks": merge_masks}
     spec |= {"learning_rates": {network: list(rates.values()) for network, rates in LEARNING_RATE.items()}}
@@ -126,7 +128,7 @@ def compare(
     print(f"{len(networks)} network(s) x {len(listed)} fold(s) ({why}), {budget} each; {len(records)} done before")
     print(_forecast(output, waiting, budget, spec["device"]))
 
-    groups = dict(zip((case.name for case in material.cases.cases), group_cases(material.cases.cases)[0], strict=True))
+    groups = dict(zip((case.name for case in material.cases.cases), grouping[0], strict=True))
     result = _publish(output, spec, why, networks, records, len(work))
     for network, number in waiting:
         print(f"{network}, fold {number} of {len(listed)}")
@@ -136,6 +138,19 @@ def compare(
         result = _publish(output, spec, why, networks, records, len(work))
     print(f"open {output / 'index.html'}")
     return {**result, "failed": [list(item) for item in material.failed]}
+
+
+def groups_of(material: Material) -> tuple[list[str], str]:
+    """For each case what it stays together with, and how that was found: patients, and near-identical images.
+
+    Where all cases would be one group by their likeness, it counts for nothing.
+    """
+    of_case, how = group_cases(material.cases.cases)
+    pairs = near_identical([material.previews[case.name].thumbnail for case in material.cases.cases])
+    joined = join_groups(of_case, [(one, other) for one, other, _ in pairs])
+    if not pairs or len(set(joined)) == 1:
+        return of_case, how
+    return joined, f"{how}; near-identical images stay together"
 
 
 def _check(

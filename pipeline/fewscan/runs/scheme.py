@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,7 +142,8 @@ def part_cases(
         return _into_blocks(cases[0], root, output, settings, table, config, count)
     of_case, how = group_cases(cases, None if groups is None else read_groups(groups))
     thumbnails = [looks[case.name].thumbnail for case in cases]
-    stack = len(set(of_case)) == len(cases) and stack_correlation(thumbnails) is not None
+    counted = sorted(range(len(cases)), key=lambda at: _as_counted(cases[at].name))
+    stack = len(set(of_case)) == len(cases) and stack_correlation([thumbnails[at] for at in counted]) is not None
     warnings = []
     pairs = near_identical(thumbnails)
     if pairs:
@@ -161,6 +163,8 @@ def part_cases(
         warnings.append(
             "the images look like neighbouring slices of one stack: this holds for more slices of it, not for another"
         )
+    if stack:  # neighbours in the stack have to be neighbours in the row of which runs are tested
+        cases, of_case = [cases[at] for at in counted], [of_case[at] for at in counted]
     parts, words = make_folds(cases, root, count, (), seed, (of_case, how), in_order=stack)
     name = "leave-one-out" if len(parts) == len(set(of_case)) else f"{len(parts)} folds"
     return Scheme(
@@ -170,6 +174,11 @@ def part_cases(
         words,
         tuple(warnings),
     )
+
+
+def _as_counted(name: str) -> list[tuple[str, int]]:
+    """A key by which names are sorted as their numbers count: `s2` before `s10`."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", name)]
 
 
 def _values_and_reading(

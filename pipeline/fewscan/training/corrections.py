@@ -23,6 +23,7 @@ from fewscan.scans.dicom import is_dicom
 from fewscan.scans.dicom_segments import referenced_series
 from fewscan.scans.mask_files import is_mask_file
 from fewscan.scans.names import label_key, stem_of
+from fewscan.training.alike import Thumbnail, near_identical
 from fewscan.training.split import group_cases
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def with_case(
 
 
 def refuse_held_out(datalist: Mapping[str, Any], root: Path, scan: Scan) -> None:
-    """Raise PairingError where a scan, or another one of its patient, is held out: a score on it would be no test."""
+    """Raise PairingError where a score on what is held out would be no test: of a scan, its copy, or its patient."""
     held_out, training = datalist.get("validation") or (), datalist.get("training") or ()
     way_out = "take it out of `validation` in configs/datalist.json first, or leave the correction out"
     at = listed_in(held_out, root, scan)
@@ -218,6 +219,11 @@ def refuse_held_out(datalist: Mapping[str, Any], root: Path, scan: Scan) -> None
     if groups[-1] in groups[: len(held_out)]:
         other = cases[groups.index(groups[-1])].name
         raise PairingError(f"{scan.name}: belongs together with {other} ({how}), which is held out; {way_out}")
+    added = Thumbnail.of(scan.grid.in_lps(scan.read()))
+    for case in cases[: len(held_out)]:
+        other_scan = open_scan(case.image)
+        if near_identical([added, Thumbnail.of(other_scan.grid.in_lps(other_scan.read()))]):
+            raise PairingError(f"{scan.name}: is nearly the same image as {case.name}, which is held out; {way_out}")
 
 
 def _case(images: Sequence[Path], root: Path) -> Case:
