@@ -138,8 +138,8 @@ def _budget(bundle: Path, config: Mapping[str, Any], minutes: float | None) -> t
     """
     steps, own = config["epochs"] * config["steps_per_epoch"], config.get("minutes")
     record = bundle / "models" / "training.json"
-    if own is None and record.exists() and not (bundle / HISTORY).exists():
-        own = read_json(record).get("minutes_given")
+    if record.exists() and not (bundle / HISTORY).exists():
+        own = read_json(record).get("minutes_given") or own
     used = own if minutes is None else minutes
     budget = {key: config[key] for key in ("epochs", "steps_per_epoch")} if used is None else {"minutes": used}
     return budget, length_in_words(used, steps)
