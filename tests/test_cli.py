@@ -1,6 +1,7 @@
 """The command line as a person meets it: help, usage, one-line errors and exit codes."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,15 @@ def test_errors_are_one_line_with_the_way_out(data, capsys):
         line = error_of(capsys)
         assert line.startswith("fewscan: ") and words in line, line
     assert not (data / "masks").exists()
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folder_is_called(tmp_path, capsys):
+    save_nifti(tmp_path / "data" / "images" / "a.nii.gz", noise())
+    save_nifti(tmp_path / "data" / "labels" / "a.nii.gz", expected(noise()).astype(np.uint8))
+    bundle = tmp_path / "mein Modell 'ü'"
+    assert main(["plan", str(tmp_path / "data"), "--output", str(bundle)]) == 0
+    told = capsys.readouterr().out.strip().splitlines()[-1]
+    assert shlex.split(told.removeprefix("next: ")) == ["fewscan", "train", str(bundle)]
 
 
 def test_a_bundle_that_moved_still_segments(data):

@@ -166,7 +166,10 @@ def resolve(bundle_root: str, path: str, holds: str = ".") -> Path:
     shown, looked = path if holds == "." else f"{path}/{holds}", " and as ".join(map(str, fitting or places))
     if fitting:
         raise BundleError(f"{shown} exists as {looked}; give an absolute path")
-    raise BundleError(f"{shown} does not exist (looked for as {looked}); correct the config, or give the right path")
+    way_out = "correct the config, or give the right path"
+    if holds != ".":
+        way_out = "set `dataset_dir` in the config to where the data lies now, or `fewscan train --data FOLDER`"
+    raise BundleError(f"{shown} does not exist (looked for as {looked}); {way_out}")
 
 
 def read_cases(bundle_root: str, dataset_dir: str, datalist: str, split: str) -> list[dict[str, Any]]:

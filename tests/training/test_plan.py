@@ -464,7 +464,7 @@ def test_a_bundle_alone_finds_its_data_by_option(tmp_path, monkeypatch):
     plan(write_volumes(tmp_path / "here" / "data"), tmp_path / "here" / "bundle")
     configure(tmp_path / "here" / "bundle", patch=[16] * 3, epochs=1)
     shutil.move(tmp_path / "here" / "bundle", tmp_path / "bundle")
-    with pytest.raises(BundleError, match=r"images/case0\.nii\.gz does not exist"):
+    with pytest.raises(BundleError, match=r"images/case0\.nii\.gz does not exist .*--data FOLDER"):
         train(tmp_path / "bundle", device="cpu")
     monkeypatch.chdir(tmp_path / "here")
     train(tmp_path / "bundle", device="cpu", data=Path("data"))
