@@ -125,7 +125,7 @@ def test_errors_are_one_line_with_the_way_out(data, capsys):
         (command(data, "--format", "dicom-seg"), "choose nifti or seg-nrrd"),
         (command(data, "--format", "dicom-seg-labelmap"), "choose nifti or seg-nrrd"),
         (command(data, bundle="untrained"), "run `fewscan train"),
-        (command(data, bundle="nowhere"), "inference.json: is missing"),
+        (command(data, bundle="nowhere"), "nowhere: is no bundle: configs/inference.json is missing; give"),
         (command(data, "--device", "banana"), "the device banana cannot be used"),
         (command(data, "--device", "cuda:77"), "choose --device cpu"),
         (["segment", str(data / "gone"), *command(data)[2:]], "gone: no such file or folder"),

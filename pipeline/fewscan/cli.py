@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -149,8 +148,13 @@ def _plan(options: argparse.Namespace) -> int:
         print(f"look at ... and {len(result.outliers) - MOST_OUTLIERS} more")
     print(f"pictures of all cases: {options.output / 'docs' / 'data.html'}")
     print(f"wrote {options.output} ({len(result.training)} cases to train on, {len(result.validation)} held out)")
-    print(f"next: fewscan train {shlex.quote(str(options.output))}")
+    print(f"next: fewscan train {_quoted(options.output)}")
     return 2 if result.failed else 0
+
+
+def _quoted(folder: Path) -> str:
+    """As any system's command line takes it."""
+    return f'"{folder}"' if " " in str(folder) else str(folder)
 
 
 def _add_preview(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -205,7 +209,7 @@ def _train(options: argparse.Namespace) -> int:
     (train_stages if options.stages else train)(
         options.bundle, options.minutes, options.device, options.data, options.overwrite
     )
-    print(f"next: fewscan segment SCANS --bundle {shlex.quote(str(options.bundle))} --output MASKS")
+    print(f"next: fewscan segment SCANS --bundle {_quoted(options.bundle)} --output MASKS")
     return 0
 
 

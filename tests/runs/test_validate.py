@@ -209,7 +209,7 @@ def test_other_settings_are_told_and_another_validation_is_refused(straight, tmp
     assert in_words(bundle).startswith("validated with other settings than it has now: Dice 0.")
     assert main(["segment", str(tmp_path), "--bundle", str(bundle), "--output", str(tmp_path / "m"), "--ensemble"]) == 1
     for more, words in (
-        (["--minutes", "1"], "budget {'epochs': 2, 'steps_per_epoch': 4}, now it is {'minutes': 1.0}"),
+        (["--minutes", "1"], "of 8 steps each, now they are to take 1 minute(s); go on without --minutes, or remove"),
         (["--folds", "2"], "other cases or folds; remove or rename that folder"),
         (["--minutes", "0"], "--minutes has to be more than 0, not 0"),
         (["--unlabelled", "nowhere"], "--unlabelled nowhere: no such file or folder"),
@@ -358,7 +358,7 @@ def test_one_scan_is_tested_by_blocks(tmp_path, capsys):
     assert "No case that is scored here" not in (bundle / "validation" / "index.html").read_text()
     assert not (bundle / "validation" / "blocks").exists()  # pieces of a person's scan
     assert all(row["hd95_mm"] is None for row in result["cases"])  # surfaces end at the border of a block
-    with pytest.raises(BundleError, match="holds a validation with budget"):
+    with pytest.raises(BundleError, match=r"holds a validation with trainings of .*go on with"):
         validate(bundle, device="cpu", minutes=0.03)
     with pytest.raises(BundleError, match="one scan alone gives no learning curve"):
         validate(bundle, device="cpu", learning_curve=True)

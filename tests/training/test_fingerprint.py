@@ -116,7 +116,11 @@ def test_a_scan_like_the_others_has_no_differences(tmp_path):
         ((0.4, 0.44, 0.48), (50, 45, 40), ["voxels 2.5 times as fine (0.4 x 0.44 x 0.48 mm, "]),
         ((1, 1.1, 3.6), (20, 18, 5), ["voxels 3 times as coarse along superior (1 x 1.1 x 3.6 mm, "]),
         ((1, 1.1, 1.2), (20, 18, 80), ["covers 96 mm along superior, the labelled cases 19.2"]),
-        ((1, 1.1, 9), (20, 18, 1), ["covers 9 mm along superior"]),  # a single slice has no distance
+        (  # which has no distance
+            (1, 1.1, 9),
+            (20, 18, 1),
+            ["is a single slice, the labelled cases are volumes", "covers 9 mm along superior"],
+        ),
     ],
 )
 def test_differences_in_words(tmp_path, spacing, shape, words):

@@ -272,6 +272,10 @@ def read_settings(bundle: Path) -> dict[str, Any]:
     """The bundle's inference config; BundleError where it lacks what `segment` needs, as bundles of others may."""
     refuse_markup(str(bundle))
     file = bundle / "configs" / "inference.json"
+    if not file.exists():
+        raise BundleError(
+            f"{bundle}: is no bundle: configs/inference.json is missing; give the folder that `fewscan plan` wrote"
+        )
     settings: dict[str, Any] = read_json(file)
     needed = ("channels", "labels", "device", "preprocessing", "inferer", "network_def", "postprocessing")
     missing = [key for key in needed if key not in settings]

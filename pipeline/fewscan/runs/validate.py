@@ -145,6 +145,10 @@ def _budget(bundle: Path, config: Mapping[str, Any], minutes: float | None) -> t
     return budget, length_in_words(used, steps)
 
 
+def _each(budget: Mapping[str, Any]) -> str:
+    return length_in_words(budget.get("minutes"), budget.get("epochs", 0) * budget.get("steps_per_epoch", 0))
+
+
 def _open(output: Path, spec: Mapping[str, Any]) -> None:
     """Make the folder, or see that it is of this validation."""
     file = output / MARKER
@@ -153,8 +157,13 @@ def _open(output: Path, spec: Mapping[str, Any]) -> None:
         before = read_json(file)
         for key, value in spec.items():
             if before.get(key) != value:
-                shown = words.get(key, f"{key} {before.get(key)}, now it is {value}")
-                raise BundleError(f"{output}: holds a validation with {shown}; remove or rename that folder")
+                shown, way_out = words.get(key, f"{key} {before.get(key)}, now it is {value}"), ""
+                if key == "budget":
+                    begun = before.get(key) or {}
+                    shown = f"trainings of {_each(begun)} each, now they are to take {_each(value)}"
+                    minutes = f"with --minutes {begun['minutes']:g}" if "minutes" in begun else "without --minutes"
+                    way_out = f"go on {minutes}, or "
+                raise BundleError(f"{output}: holds a validation with {shown}; {way_out}remove or rename that folder")
         return
     (output / "scores").mkdir(parents=True, exist_ok=True)
     write_json(file, spec)  # by it the folder is known, and its images are never taken for scans

@@ -149,7 +149,10 @@ def _classes_in(path: Path, undecided: int | None = None) -> list[int]:
         )
     wrong = [value for value in values.tolist() if value != int(value) or value < 0 or value > 65535]
     if wrong:
-        raise LabelError(f"{path}: holds the value {wrong[0]:g}; labels are whole numbers from 0 to 65535")
+        raise LabelError(
+            f"{path}: holds the value {wrong[0]:g}; labels are whole numbers from 0 to 65535. Are they "
+            f"probabilities? Save the mask that they give"
+        )
     return [int(value) for value in values]
 
 

@@ -163,6 +163,8 @@ def differences(fingerprint: Fingerprint, spacing_mm: Sequence[float], shape: Se
     if not cases:
         return []
     words = []
+    if 1 in shape and all(1 not in case.shape for case in cases):
+        words.append("is a single slice, the labelled cases are volumes")
     if fingerprint.knows_spacing:
         words += _spacing_differences([case.spacing_mm for case in cases], spacing_mm, shape)
     size = [n * mm for n, mm in zip(shape, spacing_mm, strict=True)]
