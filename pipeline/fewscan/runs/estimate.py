@@ -156,4 +156,5 @@ def _differences(bundle: Path, scans: Sequence[Scan]) -> list[str]:
         (f"yours: {way}" if count == len(scans) else f"{count} of your {len(scans)} scans: {way}")
         for way, count in ways.most_common(2)
     ]
-    return [*told, f"and {len(ways) - 2} further differences"] if len(ways) > 2 else told
+    more = len(ways) - 2
+    return [*told, f"and {more} further difference{'s' * (more > 1)}"] if more > 0 else told
