@@ -166,7 +166,10 @@ def resolve(bundle_root: str, path: str, holds: str = ".") -> Path:
     shown, looked = path if holds == "." else f"{path}/{holds}", " and as ".join(map(str, fitting or places))
     if fitting:
         raise BundleError(f"{shown} exists as {looked}; give an absolute path")
-    raise BundleError(f"{shown} does not exist (looked for as {looked}); correct the config, or give the right path")
+    raise BundleError(
+        f"{shown} does not exist (looked for as {looked}); give the right path (`fewscan train "
+        "--data FOLDER`, plain MONAI `--dataset_dir FOLDER`), or correct the config"
+    )
 
 
 def read_cases(bundle_root: str, dataset_dir: str, datalist: str, split: str) -> list[dict[str, Any]]:
