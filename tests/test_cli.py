@@ -5,12 +5,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fewscan import __version__
-from fewscan.cli import main
+from fewscan.cli import in_words, main
 from runs.tiny import change_config, expected, masks_below, noise, read, save_nifti, threshold_bundle
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES
@@ -180,3 +181,12 @@ def test_a_process_of_its_own_is_quiet_and_light(data):
     code += "print(sorted({'torch', 'monai', 'itk', 'pydicom', 'highdicom', 'nibabel'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], **options)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_says_the_way_out():
+    """The error is the system's own; it names no file."""
+    with pytest.raises(OSError) as full, Path("/dev/full").open("w") as file:
+        file.write("x" * 100_000)
+    assert "no space is left" in (line := in_words(full.value)) and "make room" in line
+    assert in_words(OSError(5, "Input/output error", "a.nii")) == "[Errno 5] Input/output error: 'a.nii'"

@@ -7,6 +7,7 @@ training was asked to stop (SIGTERM, SIGUSR1, Ctrl-Break) and saved itself: the 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import math
 import sys
@@ -81,8 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted; the same command goes on where it stopped", file=sys.stderr)
         return 1
     except (FewscanError, OSError) as problem:
-        print(f"fewscan: {problem}", file=sys.stderr)
+        print(f"fewscan: {in_words(problem)}", file=sys.stderr)
         return 1
+
+
+def in_words(problem: Exception) -> str:
+    """The message of an error; that of a full disk with the way out, as the system often names no file then."""
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space is left where --output, the bundle or temporary files lie; make room and run the command again"
+    return str(problem)
 
 
 def _without_noise() -> None:
@@ -95,8 +103,7 @@ def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
     add = commands.add_parser("plan", help="look at images and labels, write a bundle")
     add.add_argument("data", type=Path, help="folder with images and labels, or a MONAI datalist (.json)")
     add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the new bundle")
-    add.add_argument("--images", metavar="PATTERN", help="images below DATA, for example 'raw/*.tif'; with --labels")
-    add.add_argument("--labels", metavar="PATTERN", help="labels below DATA, for example 'manual/*_gt.tif'")
+    _add_patterns(add)
     _add_choice(add)
     add.add_argument("--channels", type=_names, help="names of a 4-D NIfTI's or RGB image's channels: T1,FLAIR")
     add.add_argument("--merge-masks", metavar="NAME", help="everything above 0 in a case's label files is one class")
@@ -147,7 +154,9 @@ def _plan(options: argparse.Namespace) -> int:
     if len(result.outliers) > MOST_OUTLIERS:
         print(f"look at ... and {len(result.outliers) - MOST_OUTLIERS} more")
     print(f"pictures of all cases: {options.output / 'docs' / 'data.html'}")
-    print(f"wrote {options.output} ({len(result.training)} cases to train on, {len(result.validation)} held out)")
+    left_out = f", {len(result.failed)} left out: the reasons stand above" if result.failed else ""
+    parts = f"{len(result.training)} case(s) to train on, {len(result.validation)} held out"
+    print(f"wrote {options.output} ({parts}{left_out})")
     print(f"next: fewscan train {_quoted(options.output)}")
     return 2 if result.failed else 0
 
@@ -384,6 +393,7 @@ def _add_compare(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     add.add_argument("--quick", action="store_true", help="the first fold alone, 1 minute a network")
     add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
+    _add_patterns(add)
     _add_choice(add)
     add.add_argument("--dims", type=int, choices=(2, 3), help="2: slice by slice, 3: whole volumes")
     add.add_argument("--merge-masks", metavar="NAME", help="everything above 0 in a case's label files is one class")
@@ -414,6 +424,11 @@ def _demo(options: argparse.Namespace) -> int:
             raise
         raise BundleError('the demo needs nilearn: pip install "fewscan[demo]"') from None
     return demo(options.output, options.minutes)
+
+
+def _add_patterns(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--images", metavar="PATTERN", help="images below DATA, for example 'raw/*.tif'; with --labels")
+    add.add_argument("--labels", metavar="PATTERN", help="labels below DATA, for example 'manual/*_gt.tif'")
 
 
 def _add_choice(add: argparse.ArgumentParser) -> None:

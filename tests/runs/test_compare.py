@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -227,6 +228,20 @@ def test_settings_are_decided_without_the_test_cases(data, tmp_path, monkeypatch
         )
         assert config["spacing"] == [1.0, 1.1, 1.2]
         assert (config["epochs"], config["steps_per_epoch"]) == (1, 2)
+
+
+def test_images_and_labels_by_patterns(data, tmp_path):
+    """Folders that no rule knows: what `plan` takes by its patterns, `compare` takes too, to the same cases."""
+    (tmp_path / "data").mkdir()
+    for kind, folder in (("images", "raw"), ("labels", "manual")):
+        shutil.copytree(data / kind, tmp_path / "data" / folder)
+    arguments = ["compare", str(tmp_path / "data"), "--output", str(tmp_path / "report"), "--networks", "unet"]
+    arguments += ["--steps", "2", "--device", "cpu", "--quick"]
+    assert main(arguments) == 1
+    assert main([*arguments, "--images", "raw/*.nii.gz", "--labels", "manual/*.nii.gz"]) == 0
+    fold = json.loads((tmp_path / "report" / "compare.json").read_text())["folds"][0]
+    names = {case.name for case in find_cases(data).cases}
+    assert {*fold["training"], *fold["test"]} == names
 
 
 def test_quick_is_one_fold_in_minutes(data, tmp_path, capsys):

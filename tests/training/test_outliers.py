@@ -1,5 +1,6 @@
 """One planted fault in a clean set is found, by its name; the clean set has none."""
 
+import io
 import shutil
 
 import nibabel
@@ -183,6 +184,29 @@ def test_the_page_escapes_names_and_needs_nothing_from_outside(clean):
     for png in material.pictures.values():
         assert png.startswith(b"\x89PNG")
         assert len(png) < 150_000
+
+
+def test_pictures_keep_the_colours_of_the_labels(clean):
+    """Few colours are a picture's, and most of its pixels are grey."""
+    material = read_material(clean, pictures=True)
+    for png in material.pictures.values():
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int).reshape(-1, 3)
+        for label in material.table:
+            assert np.abs(pixels - label.colour).max(axis=1).min() <= 12
+
+
+def test_the_page_of_pictures_speaks_of_no_patient_and_no_mm(tmp_path):
+    for kind, value in (("images", 90), ("labels", 255)):
+        (tmp_path / kind).mkdir()
+        for name in ("a", "b"):
+            array = np.zeros((50, 40), dtype=np.uint8)
+            array[5:45, 4:37] = value
+            Image.fromarray(array).save(tmp_path / kind / f"{name}.png")
+    material = read_material(tmp_path, pictures=True)
+    page = data_page(material.fingerprint(), [], material.pictures, {}, [])
+    assert not any(word in page for word in ("patient", "left x posterior", "spacing", " mm"))
+    assert "<td>40 x 50 x 1</td>" in page and "width x height" in page
+    assert page.count("<td>1320</td>") == 2  # 40 x 33 pixels of each label, as a whole number
 
 
 def test_pictures_show_the_label_where_it_is(tmp_path):

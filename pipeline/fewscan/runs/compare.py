@@ -62,6 +62,8 @@ def compare(
     test: Sequence[str] = (),
     quick: bool = False,
     device: str | None = None,
+    images: str | None = None,
+    labels: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     dims: int | None = None,
@@ -82,7 +84,7 @@ def compare(
         folds, test: see `fewscan.runs.folds.make_folds`.
         quick: the first fold alone, and 1 minute unless `minutes` or `steps` are given.
         device: for example "cpu" or "cuda:0"; None takes a GPU where there is one.
-        include, exclude, dims, merge_masks, seed: see `fewscan.training.plan.plan`.
+        images, labels, include, exclude, dims, merge_masks, seed: see `fewscan.training.plan.plan`.
 
     Returns:
         What `compare.json` holds.
@@ -94,7 +96,7 @@ def compare(
     networks = tuple(dict.fromkeys(networks))
     _check(networks, minutes, steps, folds, test)
     budget = Budget(None if steps else minutes or (QUICK_MINUTES if quick else MINUTES), steps)
-    material = read_material(data, include=include, exclude=exclude, merge_masks=merge_masks)
+    material = read_material(data, images, labels, include, exclude, merge_masks=merge_masks)
     grouping = groups_of(material)
     parts, why = make_folds(material.cases.cases, material.root, folds, test, seed, grouping)
     listed = [[[case.name for case in part] for part in fold.parts] for fold in parts[: 1 if quick else None]]
