@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, usage, one-line errors and exit codes."""
 
+import errno
 import os
 import shlex
 import shutil
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import write_volumes
 from fewscan import __version__
 from fewscan.cli import in_words, main
+from fewscan.training.plan import plan
 from runs.tiny import change_config, expected, masks_below, noise, read, save_nifti, threshold_bundle
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES
@@ -189,4 +192,17 @@ def test_a_full_disk_says_the_way_out():
     with pytest.raises(OSError) as full, Path("/dev/full").open("w") as file:
         file.write("x" * 100_000)
     assert "no space is left" in (line := in_words(full.value)) and "make room" in line
+    read_only = OSError(errno.EROFS, "Read-only file system", "bundle/docs/.1.preview.html")
+    assert in_words(read_only) == (
+        "bundle/docs: Read-only file system; choose another --output, or copy the bundle elsewhere"
+    )
     assert in_words(OSError(5, "Input/output error", "a.nii")) == "[Errno 5] Input/output error: 'a.nii'"
+
+
+def test_a_training_that_cannot_write_is_one_line(tmp_path, capsys):
+    """A file lies where the folder of models has to be; MONAI wraps what the system says."""
+    plan(write_volumes(tmp_path / "data", count=2), tmp_path / "bundle")
+    shutil.rmtree(tmp_path / "bundle" / "models")
+    (tmp_path / "bundle" / "models").write_text("in the way")
+    assert main(["train", str(tmp_path / "bundle"), "--minutes", "0.01", "--device", "cpu"]) == 1
+    assert "models" in (line := error_of(capsys)) and "Errno" in line

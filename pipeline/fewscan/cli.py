@@ -87,7 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def in_words(problem: Exception) -> str:
-    """The message of an error; that of a full disk with the way out, as the system often names no file then."""
+    """The message of an error; those of a full disk and of a place that cannot be written with the way out."""
+    if isinstance(problem, OSError) and problem.errno == errno.EROFS and problem.filename:
+        place = Path(problem.filename).parent
+        return f"{place}: {problem.strerror}; choose another --output, or copy the bundle elsewhere"
     if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return "no space is left where --output, the bundle or temporary files lie; make room and run the command again"
     return str(problem)

@@ -44,6 +44,14 @@ def ours(problem: BaseException) -> FewscanError | None:
     return link
 
 
+def of_the_system(problem: BaseException) -> OSError | None:
+    """The first error of files in a chain of exceptions: a folder that cannot be written, a full disk."""
+    link: BaseException | None = problem
+    while link is not None and not isinstance(link, OSError):
+        link = link.__cause__ or link.__context__
+    return link
+
+
 def first_line(problem: BaseException) -> str:
     """Type and first line of the cause that MONAI wrapped."""
     while problem.__cause__ is not None:

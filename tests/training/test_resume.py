@@ -1,6 +1,7 @@
 """Training ends where it should: resumed, in time, and never over a trained model or with held-out cases."""
 
 import csv
+import errno
 import json
 import multiprocessing
 import shutil
@@ -13,8 +14,9 @@ from ignite.engine import Events
 
 from conftest import configure, write_volumes
 from fewscan.bundle import read_cases
-from fewscan.errors import BundleError
+from fewscan.errors import BundleError, of_the_system
 from fewscan.training import PatchDataset, TrainingRun
+from fewscan.training.checkpoint import write_state
 from fewscan.training.plan import plan
 from fewscan.training.run import train
 
@@ -314,3 +316,21 @@ def test_a_training_that_goes_astray_leaves_no_model(bundle):
     with pytest.raises(BundleError, match="not finite any more"):
         train(bundle, device="cpu")
     assert not (bundle / "models" / "model.pt").exists()
+
+
+def test_a_state_that_does_not_fit_is_an_error_of_the_system_and_leaves_the_old_one(tmp_path):
+    """Of files that may hold 10 kB: torch, given a path, would not say why it failed."""
+    resource = pytest.importorskip("resource")
+    file = tmp_path / "state.pt"
+    write_state(file, {"weights": torch.zeros(3)})
+    before = file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises((OSError, RuntimeError)) as problem:
+            write_state(file, {"weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    found = of_the_system(problem.value)
+    assert found is not None and found.errno == errno.EFBIG
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]

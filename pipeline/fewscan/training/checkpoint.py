@@ -52,5 +52,5 @@ def read_state(file: Path, settings: Mapping[str, Any], overwrite: bool) -> dict
 
 def write_state(file: Path, state: Mapping[str, Any]) -> None:
     """For `read_state`."""
-    with replace_when_complete(file) as temporary:
-        torch.save(dict(state), temporary)
+    with replace_when_complete(file) as temporary, temporary.open("wb") as opened:
+        torch.save(dict(state), opened)  # by a path, torch says of a full disk that a writer failed, not why

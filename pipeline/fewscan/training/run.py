@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewscan.bundle import refuse_markup
-from fewscan.errors import BundleError, ours
+from fewscan.errors import BundleError, of_the_system, ours
 
 
 def train(
@@ -60,4 +60,4 @@ def train(
     try:
         run(config_file=str(config), logging_file=False, **override)
     except RuntimeError as problem:  # MONAI wraps what a config's expressions and transforms raise
-        raise ours(problem) or problem from None
+        raise ours(problem) or of_the_system(problem) or problem from None
