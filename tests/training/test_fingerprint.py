@@ -9,6 +9,8 @@ from PIL import Image
 
 from conftest import write_volumes
 from fewscan.errors import BundleError
+from fewscan.runs.estimate import in_words
+from fewscan.scans import find_scans
 from fewscan.training.fingerprint import Fingerprint, differences, read_fingerprint
 from fewscan.training.material import read_material
 from fewscan.training.plan import plan
@@ -127,3 +129,11 @@ def test_differences_in_words(tmp_path, spacing, shape, words):
     found = differences(fingerprint_of(tmp_path), spacing, shape)
     assert len(found) == len(words)
     assert all(one.startswith(start) for one, start in zip(found, words, strict=True))
+
+
+def test_a_picture_for_a_bundle_of_mm_is_said_to_have_no_size(tmp_path):
+    plan(write_volumes(tmp_path / "data"), tmp_path / "bundle")
+    (tmp_path / "scans").mkdir()
+    Image.new("L", (64, 48), 9).save(tmp_path / "scans" / "a.png")
+    told = in_words(tmp_path / "bundle", find_scans(tmp_path / "scans").scans)
+    assert told.endswith("; yours: its file says no voxel size, those of the labelled cases do: taken as 1 mm")

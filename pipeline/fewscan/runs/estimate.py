@@ -14,7 +14,7 @@ from fewscan.errors import BundleError
 from fewscan.files import replace_when_complete
 from fewscan.runs.correct import HISTORY
 from fewscan.scans import Scan
-from fewscan.training.fingerprint import differences, read_fingerprint
+from fewscan.training.fingerprint import differences, read_fingerprint, says_spacing
 
 FILE = "models/validation.json"
 """Its place in a bundle."""
@@ -151,7 +151,10 @@ def _differences(bundle: Path, scans: Sequence[Scan]) -> list[str]:
     ways: Counter[str] = Counter()
     for scan in scans:
         grid = scan.grid.reordered(*scan.grid.axes_to_lps())
-        ways.update(differences(fingerprint, grid.spacing_mm, grid.shape))
+        if fingerprint.knows_spacing and not says_spacing(scan.format, grid.spacing_mm):
+            ways["its file says no voxel size, those of the labelled cases do: taken as 1 mm"] += 1
+        else:
+            ways.update(differences(fingerprint, grid.spacing_mm, grid.shape))
     told = [
         (f"yours: {way}" if count == len(scans) else f"{count} of your {len(scans)} scans: {way}")
         for way, count in ways.most_common(2)

@@ -136,7 +136,12 @@ class Fingerprint:
     @property
     def knows_spacing(self) -> bool:
         """Whether the files say how large a voxel is."""
-        return not all(case.format in ("png", "tiff") and np.allclose(case.spacing_mm, 1) for case in self.cases)
+        return any(says_spacing(case.format, case.spacing_mm) for case in self.cases)
+
+
+def says_spacing(format: str, spacing_mm: Sequence[float]) -> bool:
+    """Whether a file of this `Scan.format` says how large a voxel is; pictures that do not are taken as 1 mm."""
+    return not (format in ("png", "tiff") and np.allclose(spacing_mm, 1))
 
 
 def percentiles(values: NDArray[Any]) -> tuple[float, ...]:
