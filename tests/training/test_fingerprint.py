@@ -136,4 +136,5 @@ def test_a_picture_for_a_bundle_of_mm_is_said_to_have_no_size(tmp_path):
     (tmp_path / "scans").mkdir()
     Image.new("L", (64, 48), 9).save(tmp_path / "scans" / "a.png")
     told = in_words(tmp_path / "bundle", find_scans(tmp_path / "scans").scans)
+    assert "yours: is a single slice, the labelled cases are volumes; " in told
     assert told.endswith("; yours: its file says no voxel size, those of the labelled cases do: taken as 1 mm")

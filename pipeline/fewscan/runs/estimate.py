@@ -151,10 +151,8 @@ def _differences(bundle: Path, scans: Sequence[Scan]) -> list[str]:
     ways: Counter[str] = Counter()
     for scan in scans:
         grid = scan.grid.reordered(*scan.grid.axes_to_lps())
-        if fingerprint.knows_spacing and not says_spacing(scan.format, grid.spacing_mm):
-            ways["its file says no voxel size, those of the labelled cases do: taken as 1 mm"] += 1
-        else:
-            ways.update(differences(fingerprint, grid.spacing_mm, grid.shape))
+        spacing_mm = grid.spacing_mm if says_spacing(scan.format, grid.spacing_mm) else None
+        ways.update(differences(fingerprint, spacing_mm, grid.shape))
     told = [
         (f"yours: {way}" if count == len(scans) else f"{count} of your {len(scans)} scans: {way}")
         for way, count in ways.most_common(2)

@@ -157,12 +157,13 @@ def read_fingerprint(bundle: Path) -> Fingerprint | None:
     return Fingerprint.from_json(read_json(file)) if file.exists() else None
 
 
-def differences(fingerprint: Fingerprint, spacing_mm: Sequence[float], shape: Sequence[int]) -> list[str]:
+def differences(fingerprint: Fingerprint, spacing_mm: Sequence[float] | None, shape: Sequence[int]) -> list[str]:
     """In plain words, how a scan differs from the labelled cases; empty where it lies among them.
 
     Args:
         fingerprint: of the labelled cases.
-        spacing_mm, shape: of the scan, along left, posterior, superior (`Grid.reordered(*grid.axes_to_lps())`).
+        spacing_mm, shape: of the scan, along left, posterior, superior (`Grid.reordered(*grid.axes_to_lps())`);
+            the spacing is None where its file says none.
     """
     cases = fingerprint.cases
     if not cases:
@@ -170,6 +171,9 @@ def differences(fingerprint: Fingerprint, spacing_mm: Sequence[float], shape: Se
     words = []
     if 1 in shape and all(1 not in case.shape for case in cases):
         words.append("is a single slice, the labelled cases are volumes")
+    if spacing_mm is None and fingerprint.knows_spacing:
+        return [*words, "its file says no voxel size, those of the labelled cases do: taken as 1 mm"]
+    spacing_mm = spacing_mm or (1, 1, 1)
     if fingerprint.knows_spacing:
         words += _spacing_differences([case.spacing_mm for case in cases], spacing_mm, shape)
     size = [n * mm for n, mm in zip(shape, spacing_mm, strict=True)]
