@@ -18,7 +18,8 @@ from pydicom.uid import (
 
 from fewscan.errors import ScanError
 from fewscan.scans import dicom_header, open_scan
-from fewscan.scans.dicom_planes import is_dicom, read_planes
+from fewscan.scans.dicom_files import is_dicom
+from fewscan.scans.dicom_planes import read_planes
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES, image
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from fewscan.scans.dicom import is_dicom
+from fewscan.scans.dicom_files import is_dicom
 from fewscan.scans.names import LABEL_FOLDERS, format_of
 from fewscan.scans.scan import Skipped
 from fewscan.scans.walk import walk

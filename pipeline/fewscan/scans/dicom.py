@@ -18,9 +18,7 @@ from fewscan.scans.dicom_planes import (
     Picture,
     Plane,
     Screenshot,
-    dicom_files,
     identity,
-    is_dicom,
     read_planes,
 )
 from fewscan.scans.dicom_stacks import SAME_MM, places, point, volumes
@@ -30,7 +28,7 @@ from fewscan.scans.scan import Scan, Skipped
 STEEPEST = 45.0
 """Degrees; gantries of scanners tilt by up to 30."""
 
-__all__ = ["dicom_files", "find_series", "is_dicom", "open_series", "read_series"]
+__all__ = ["find_series", "open_series", "read_series"]
 
 
 @quietly()

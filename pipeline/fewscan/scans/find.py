@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewscan.errors import ScanError
-from fewscan.scans.dicom import dicom_files, find_series
+from fewscan.scans.dicom import find_series
+from fewscan.scans.dicom_files import dicom_files
 from fewscan.scans.names import LABEL_FOLDERS, format_of, is_label_name, stem_of
 from fewscan.scans.open import Channels, open_channels, open_file
 from fewscan.scans.scan import Scan, Skipped

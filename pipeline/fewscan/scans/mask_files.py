@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fewscan.errors import FewscanError, GeometryError, LabelError, ScanError
 from fewscan.labels import LabelTable, parse_ctbl
-from fewscan.scans.dicom import is_dicom
+from fewscan.scans.dicom_files import is_dicom
 from fewscan.scans.dicom_segments import read_dicom_segments
 from fewscan.scans.labels import read_values
 from fewscan.scans.names import format_of, stem_of

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from fewscan.arrays import Arrays, release, slabs
 from fewscan.errors import FewscanError, GeometryError, ScanError
-from fewscan.scans.dicom import dicom_files, find_series, open_series
+from fewscan.scans.dicom import find_series, open_series
+from fewscan.scans.dicom_files import dicom_files
 from fewscan.scans.microscopy import open_photo, open_tiff
 from fewscan.scans.names import format_of, stem_of
 from fewscan.scans.nifti import open_nifti

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from fewscan.scans.dicom import is_dicom
+from fewscan.scans.dicom_files import is_dicom
 from fewscan.scans.quiet import quietly
 
 

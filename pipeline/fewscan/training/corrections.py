@@ -19,7 +19,7 @@ from fewscan.masks import write_mask
 from fewscan.scans import Scan, Skipped, open_scan
 from fewscan.scans.cases import Case, case_name
 from fewscan.scans.data_lists import relative
-from fewscan.scans.dicom import is_dicom
+from fewscan.scans.dicom_files import is_dicom
 from fewscan.scans.dicom_segments import referenced_series
 from fewscan.scans.mask_files import is_mask_file
 from fewscan.scans.names import label_key, stem_of

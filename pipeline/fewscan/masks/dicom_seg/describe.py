@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from fewscan.labels import LabelTable
 from fewscan.masks.dicom_seg.identity import make_reproducible
 from fewscan.masks.dicom_seg.segments import algorithm_item, segment_item
 from fewscan.masks.dicom_seg.source import images_of, numbers, series_number, set_aside, sources_of
+from fewscan.masks.dicom_seg.stand_in import refer, stand_in
 from fewscan.scans.scan import Scan
 
 
@@ -44,7 +45,7 @@ def describe(
     places = images_of(scan, sources)
     for source in sources:
         source.Rows = source.Columns = 1
-    images, verbatim = _stand_in(sources, scan.frames), set_aside(sources)
+    images, verbatim = stand_in(sources, scan.frames), set_aside(sources)
     algorithm = algorithm_item(provenance)
     try:
         segments = [segment_item(number, label, algorithm) for number, label in enumerate(table, start=1)]
@@ -74,7 +75,7 @@ def describe(
         raise FormatError(
             f"{scan.name}: a DICOM-SEG cannot be made from this series: {why}; choose nifti or seg-nrrd"
         ) from problem
-    _refer(seg, images)
+    refer(seg, images)
     for name, element in verbatim.items():
         seg[name] = element
     seg.Columns, seg.Rows = scan.grid.shape[:2]
@@ -103,35 +104,6 @@ def _source_of(frame: Any) -> tuple[str, int]:
     """SOPInstanceUID and frame number, from 1, of the image that a frame was made from."""
     image = frame.DerivationImageSequence[0].SourceImageSequence[0]
     return str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber") or 1)
-
-
-def _stand_in(sources: list[Any], frames: Sequence[int]) -> dict[str, tuple[str, str, int]]:
-    """Let frames of enhanced files pass for files. Class, UID and number of each, by the UID that it has then.
-
-    highdicom takes one enhanced file and all of its frames; a volume may have some of them, or those of several files.
-    """
-    from pydicom.uid import CTImageStorage
-
-    images = {}
-    for n, (source, frame) in enumerate(zip(sources, frames, strict=False), start=1):
-        images[f"2.25.{n}"] = (str(source.SOPClassUID), str(source.SOPInstanceUID), frame)
-        source.SOPClassUID, source.SOPInstanceUID = CTImageStorage, f"2.25.{n}"
-    return images
-
-
-def _refer(seg: Any, images: Mapping[str, tuple[str, str, int]]) -> None:
-    """Put the frames that are meant in the place of their stand-ins."""
-    if not images:
-        return
-    for item in seg.PerFrameFunctionalGroupsSequence:
-        for source in item.DerivationImageSequence[0].SourceImageSequence:
-            named = images[source.ReferencedSOPInstanceUID]
-            source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID, source.ReferencedFrameNumber = named
-    (series,) = seg.ReferencedSeriesSequence
-    files = {images[item.ReferencedSOPInstanceUID][:2]: item for item in seg.SourceImageSequence}
-    for (sop_class, uid), item in files.items():
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
-    seg.SourceImageSequence = series.ReferencedInstanceSequence = list(files.values())
 
 
 def _planes(classes: NDArray[np.uint16], scan: Scan, sources: list[Any]) -> dict[str, Any]:
