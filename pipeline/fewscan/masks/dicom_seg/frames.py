@@ -1,7 +1,7 @@
 """A binary DICOM-SEG of many frames, written as a stream: neither its pixels nor its frames' items exist as a whole.
 
-highdicom makes a Python object of each item and holds all pixels: of 50 segments in 300 planes, 5,215 frames, in 3.8 s
-and 566 MB, this in 0.6 s and 5 MB (tests/benchmarks/seg.py, one core). The elements are the same.
+highdicom makes a Python object of each item and holds all pixels: of 50 segments in 300 planes, 5,215 frames, in 3.4 s
+and 566 MB, this in 0.6 s and 6 MB (tests/benchmarks/seg.py, one core). The elements are the same.
 """
 
 from __future__ import annotations
