@@ -204,7 +204,7 @@ class LeaveOutUnknownd(MapTransform):  # type: ignore[misc]  # MONAI has no type
 
     Args:
         keys: the network's answer, (1, i, j, k) class indices.
-        label_key: the label of the same shape; its -1 become 0 too.
+        label_key: the label of the same shape; its -1 become 0 too, and it goes to the device of the answer.
     """
 
     def __init__(self, keys: Hashable | Sequence[Hashable], label_key: Hashable = "label") -> None:
@@ -214,9 +214,12 @@ class LeaveOutUnknownd(MapTransform):  # type: ignore[misc]  # MONAI has no type
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data` with answer and label changed."""
         result = dict(data)
-        unknown = result[self.label_key] < 0
-        for key in (*self.key_iterator(result), self.label_key):
-            result[key] = result[key].masked_fill(unknown, 0)
+        label = result[self.label_key]
+        for key in self.key_iterator(result):
+            answer = result[key]
+            label = label.to(answer.device)  # the engine has put it on the network's
+            result[key] = answer.masked_fill(label < 0, 0)
+        result[self.label_key] = label.masked_fill(label < 0, 0)
         return result
 
 

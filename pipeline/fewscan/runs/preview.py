@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,7 +95,7 @@ def _cut(config: Path, items: PatchDataset) -> RandomPatchd:
 def _picture(title: str, patch: Mapping[Any, Any], plain: Mapping[Any, Any], grid: Grid, table: LabelTable) -> bytes:
     """A PNG of the patch; cut where the plain one holds most label."""
     unknown = int(table.values.max()) + 1
-    grey = {"value": unknown, "name": "unknown (not labelled, or beyond the scan)", "colour": [128, 128, 128]}
+    grey = {"value": unknown, "name": "unknown", "colour": [128, 128, 128]}
     image = np.asarray(patch["image"]).reshape(-1, *grid.shape)
     classes, before = (np.asarray(which["label"]).reshape(grid.shape) for which in (patch, plain))
     values = np.where(classes < 0, unknown, table.to_values(classes.clip(0)).astype(np.int64))
@@ -114,7 +115,8 @@ def _page(bundle: Path, settings: Mapping[str, Any], shares: list[float], pictur
         )
     else:
         told = f"Of {len(shares)} drawn elastic deformations none folds the image, so none is weakened."
-    strength = ", ".join(f"{name} {value}" for name, value in settings.get("augmentation", {}).items())
+    strengths = settings.get("augmentation", {}).items()
+    strength = ", ".join(f"{name} {json.dumps(value)}" for name, value in strengths if value is not None)
     shown = "\n".join(
         f'<img alt="patch {count}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
         for count, picture in enumerate(pictures)
@@ -123,7 +125,8 @@ def _page(bundle: Path, settings: Mapping[str, Any], shares: list[float], pictur
 <html lang="en"><meta charset="utf-8"><title>fewscan preview</title><style>{STYLE}</style>
 <h1>What augmentation does in {html.escape(bundle.resolve().name)}</h1>
 <p>One place of the first training case: as it is, then {len(pictures) - 1} times as the network sees it in training.
-The strength stands in <code>configs/train.json</code>, <code>augmentation</code>: {html.escape(strength)}.</p>
+Grey is unknown: not labelled, or beyond the scan. The strength stands in <code>configs/train.json</code>,
+<code>augmentation</code>: {html.escape(strength)}.</p>
 <p>{told}</p>
 {shown}
 <p><small>fewscan {html.escape(__version__)}. Research use.</small></p></html>

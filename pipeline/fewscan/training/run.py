@@ -60,4 +60,7 @@ def train(
     try:
         run(config_file=str(config), logging_file=False, **override)
     except RuntimeError as problem:  # MONAI wraps what a config's expressions and transforms raise
-        raise ours(problem) or of_the_system(problem) or problem from None
+        known = ours(problem) or of_the_system(problem)
+        if known is None:
+            raise
+        raise known from None
