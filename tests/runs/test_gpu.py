@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from conftest import ROOT, configure, write_volumes
+from fewscan.labels import LabelTable
 from fewscan.networks import FCN, SegNet, UNet
 from fewscan.runs.predictor import Predictor, read_settings
+from fewscan.runs.score import score_case
 from fewscan.runs.segment import segment
-from fewscan.scans import open_scan
+from fewscan.scans import Case, open_scan
 from fewscan.tiling import OverlapTileInferer
 from fewscan.training.plan import plan
 from fewscan.training.run import train
@@ -100,7 +102,14 @@ def test_a_deterministic_training_has_the_same_weights_twice(tmp_path, dims):
         subprocess.run(command, check=True, cwd=ROOT)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert json.loads((tmp_path / "one" / "models" / "training.json").read_text())["steps"] == 20
+    record = json.loads((tmp_path / "one" / "models" / "training.json").read_text())
+    assert record["steps"] == 20
+    (entry,) = json.loads((tmp_path / "one" / "configs" / "datalist.json").read_text())["validation"]
+    held_out = Case("held out", (data / entry["image"],), (data / entry["label"],))
+    settings = read_settings(tmp_path / "one")
+    table, reading = LabelTable.from_json(settings["labels"]), {"merged": False, "unlabelled": None, "sparse": None}
+    scored = score_case(Predictor(tmp_path / "one", "cpu"), settings["channels"], table, held_out, reading).score
+    assert record["validation"]["val_mean_dice"] == pytest.approx(scored.dice, abs=0.05)  # the GPU's in half precision
 
 
 def test_a_training_planned_for_6_gib_takes_no_more(tmp_path):
