@@ -134,7 +134,7 @@ def places(scan: Scan) -> list[str | None]:
     None of a file that is gone.
     """
     found: list[str | None] = []
-    for file in dict.fromkeys(scan.files):
+    for file in _inputs(scan):
         try:
             found.append(_place(file))
         except OSError:
@@ -150,17 +150,21 @@ def check_unchanged(scan: Scan, seen: Sequence[str | None]) -> None:
 
 def _signature(scan: Scan) -> list[dict[str, Any]]:
     """Of each file once: name, place (see `places`), sha256."""
-    files = list(dict.fromkeys(scan.files))
-    return [{"name": file.name, "place": _place(file), "sha256": sha256(file)} for file in files]
+    return [{"name": file.name, "place": _place(file), "sha256": sha256(file)} for file in _inputs(scan)]
 
 
 def _same_inputs(signature: Sequence[Mapping[str, Any]], scan: Scan) -> bool:
     """Whether these are the files that were read: untouched at their old place, or of the same bytes elsewhere."""
-    files = list(dict.fromkeys(scan.files))
+    files = _inputs(scan)
     return len(files) == len(signature) and all(
         entry["name"] == file.name and (entry["place"] == _place(file) or entry["sha256"] == sha256(file))
         for entry, file in zip(signature, files, strict=True)
     )
+
+
+def _inputs(scan: Scan) -> list[Path]:
+    """Each file that voxels come from, once."""
+    return list(dict.fromkeys((*scan.files, *scan.companions)))
 
 
 def _place(file: Path) -> str:
