@@ -182,6 +182,19 @@ def test_a_mask_that_a_person_corrected_is_kept(done):
     assert [read(path).max() for path in replaced(done) if path.name == "a_seg.nii.gz"] == [1, 2]
 
 
+def test_masks_of_another_format_go_but_a_corrected_one_stays(done):
+    """Else two masks of one scan lie side by side, and the report knows one."""
+    save_nifti(mask(done), np.ones((9, 8, 7), np.uint8))
+    corrected = mask(done).read_bytes()
+    assert run(done, formats=["seg-nrrd"]) == dict.fromkeys(NAMES, "done")
+    new = [f"{name}_seg.seg.nrrd" for name in NAMES]
+    assert masks_below(done / "masks") == sorted(["a_seg.ctbl", "a_seg.nii.gz", *new])
+    assert mask(done).read_bytes() == corrected and replaced(done) == []
+    report = json.loads((done / "masks" / "fewscan" / "report.json").read_text())
+    told = [[note for note in row["notes"] if ".nii.gz" in note] for row in report["scans"]]
+    assert told == [["a_seg.nii.gz of an earlier run was changed since: it stays, beside the new mask"], [], []]
+
+
 def test_an_unfinished_scan_leaves_the_former_mask_findable(done, monkeypatch):
     """The new mask cannot be written: the old one was moved, not lost."""
     old = mask(done).read_bytes()

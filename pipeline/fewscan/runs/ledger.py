@@ -66,6 +66,14 @@ class Ledger:
         entry: dict[str, Any] = json.loads(self._path(scan).read_text(encoding="utf-8"))
         return entry
 
+    def outputs(self, scan: Scan) -> list[Path]:
+        """The files beside the scan's mask that its last receipt lists, whatever became of them since."""
+        place = (self.output / scan.name).parent
+        try:
+            return [path for name in self._read(scan)["outputs"] if (path := self.output / name).parent == place]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
     def is_ours(self, scan: Scan, path: Path) -> bool:
         """Whether a file is as an earlier run wrote it."""
         try:
