@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import math
 import shutil
@@ -260,7 +261,13 @@ def _say_what_is_planned(budget: Budget, scans: Sequence[Scan], predictor: Predi
     print(budget.words)
     if predictor.decide is None or predictor.reading is None:
         print("this bundle has steps of its own: its scans are held as wholes, which is not planned")
-    largest = max(scans, key=lambda scan: math.prod(predictor.shape(scan)))
+    voxels: dict[Scan, int] = {}
+    for scan in scans:
+        with contextlib.suppress(FewscanError):  # said when the scan's turn comes
+            voxels[scan] = math.prod(predictor.shape(scan))
+    if not voxels:
+        return
+    largest = max(voxels, key=lambda scan: voxels[scan])
     layout = predictor.layout(largest)
     if layout is not None:
         held = "" if layout.bytes is None else f", about {layout.bytes / GIB:.2f} GiB at once"
