@@ -61,7 +61,8 @@ class Scan:
             raise ScanError(f"{where}: cannot be read, the file may be damaged ({type(problem).__name__})") from None
         wrong = 0
         if data.dtype.kind == "f":
-            wrong = sum(int(part.size - np.isfinite(part).sum()) for _, part in slabs(data))
+            parts = (part for channel in data for _, part in slabs(channel))  # slabs of all would be whole channels
+            wrong = sum(int(part.size - np.isfinite(part).sum()) for part in parts)
         if wrong:
             raise ScanError(f"{where}: {wrong} of {data.size} values are not finite (NaN or infinite); replace them")
         return data
