@@ -1,7 +1,11 @@
 """The demo's whole path in short: three formats hold one and the same mask, in the place that other readers see."""
 
+import os
+
 import nibabel
 import numpy as np
+import pydicom
+import pytest
 import SimpleITK
 from nibabel.affines import apply_affine
 
@@ -25,6 +29,42 @@ def test_demo_makes_masks_scores_and_a_page_and_can_be_repeated(tmp_path, capsys
     before = {file: file.stat().st_mtime_ns for file in masks.glob("*_seg*")}
     assert demo(output, 0.05) == 0
     assert before == {file: file.stat().st_mtime_ns for file in masks.glob("*_seg*")}
+
+
+def test_an_interrupted_demo_leaves_whole_files_alone(tmp_path, monkeypatch):
+    """Ctrl-C within a NIfTI, within the DICOM series, and before the plan: what has its name by then is whole."""
+    output, save, save_as, slices = tmp_path / "demo", nibabel.save, pydicom.Dataset.save_as, []
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    def save_half(image, path):
+        save(image, path)
+        os.truncate(path, path.stat().st_size // 2)
+        raise KeyboardInterrupt
+
+    def save_five(dataset, path, **options):
+        if len(slices) == 5:
+            raise KeyboardInterrupt
+        slices.append(path)
+        save_as(dataset, path, **options)
+
+    def demo_with(name, stop):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(name, stop)
+            demo(output, 0.05)
+
+    demo_with("nibabel.save", save_half)
+    assert list(output.rglob("*.nii.gz")) == []
+    demo_with("pydicom.Dataset.save_as", save_five)
+    assert len(slices) == 5 and list(output.rglob("*.dcm")) == []
+    demo_with("fewscan.training.plan.plan", interrupted)
+    whole = np.asarray(nibabel.load(output / "scans" / "mni152.nii.gz").dataobj)
+    for k, path in zip(BLOCK, sorted((output / "scans" / "dicom").iterdir()), strict=True):
+        np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array.T, whole[..., k])
+    for k in ANNOTATED:
+        image = nibabel.load(output / "data" / "images" / f"slice_{k:03d}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(image.dataobj)[..., 0], whole[..., k])
 
 
 def test_scored_slices_lie_beyond_a_gap():

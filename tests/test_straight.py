@@ -84,6 +84,22 @@ def test_the_mask_is_on_the_slices_of_the_tilted_series(tmp_path, name):
     assert (tmp_path / "masks" / "case_seg.dcm").exists()
 
 
+def test_a_scan_that_cannot_be_straightened_fails_alone_within_a_stated_memory(tmp_path, capfd):
+    """The memory is planned before scans are read; one of them has planes that are no rectangles."""
+    unet_bundle(tmp_path / "bundle")
+    odd = AFFINES["lps"].copy()
+    odd[:3, 1] += 0.2 * odd[:3, 0]
+    arguments = ["--bundle", str(tmp_path / "bundle"), "--straighten", "--device", "cpu", "--max-memory", "4"]
+    save_nifti(tmp_path / "scans" / "odd.nii", noise(1, (20, 20, 20)), odd)
+    assert main(["segment", str(tmp_path / "scans"), *arguments, "--output", str(tmp_path / "none")]) == 1
+    assert "cosine 0.2" in capfd.readouterr().out
+    save_nifti(tmp_path / "scans" / "x.nii", noise(), sheared("lps", 0, 0.83))
+    assert main(["segment", str(tmp_path / "scans"), *arguments, "--output", str(tmp_path / "masks")]) == 2
+    report = json.loads((tmp_path / "masks" / "fewscan" / "report.json").read_text())
+    assert {row["scan"]: row["status"] for row in report["scans"]} == {"odd": "failed", "x": "done"}
+    assert "largest scan: x, 1 tile(s)" in capfd.readouterr().out
+
+
 def test_a_bundle_with_steps_of_its_own_is_refused(tmp_path, capfd):
     threshold_bundle(tmp_path / "bundle")  # its inferer is another one
     save_nifti(tmp_path / "x.nii", noise(), sheared("lps", 0, 0.83))

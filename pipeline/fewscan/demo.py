@@ -11,6 +11,7 @@ import datetime
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel
@@ -115,16 +116,21 @@ def _write_annotated_slices(
 def _write_scans(scans: Path, brain: NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
     import SimpleITK
 
-    (scans / "dicom").mkdir(parents=True, exist_ok=True)
+    scans.mkdir(parents=True, exist_ok=True)
     _save(brain, affine, scans / "mni152.nii.gz")
     block, block_affine = brain[..., BLOCK], _moved(affine, BLOCK[0])
     image = SimpleITK.GetImageFromArray(block.transpose(2, 1, 0))
     image.SetOrigin((np.diag([-1, -1, 1]) @ block_affine[:3, 3]).tolist())
     image.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1))
     if not (scans / "superior_block.nrrd").exists():
-        SimpleITK.WriteImage(image, scans / "superior_block.nrrd", useCompression=True)
-    if not list((scans / "dicom").iterdir()):
-        _write_dicom_series(scans / "dicom", block, block_affine)
+        with replace_when_complete(scans / "superior_block.nrrd") as temporary:
+            SimpleITK.WriteImage(image, temporary, useCompression=True)
+    if not (scans / "dicom").exists():
+        with TemporaryDirectory(prefix=".partial-", dir=scans) as hidden:  # half a series would be a shorter scan
+            series = Path(hidden) / "dicom"
+            series.mkdir()
+            _write_dicom_series(series, block, block_affine)
+            series.rename(scans / "dicom")
 
 
 def _save(volume: NDArray[np.uint8], affine: NDArray[np.float64], path: Path) -> None:
@@ -134,7 +140,8 @@ def _save(volume: NDArray[np.uint8], affine: NDArray[np.float64], path: Path) ->
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
-        nibabel.save(image, path)
+        with replace_when_complete(path) as temporary:
+            nibabel.save(image, temporary)
 
 
 def _moved(affine: NDArray[np.float64], k: int) -> NDArray[np.float64]:

@@ -10,12 +10,17 @@ import time
 
 import numpy as np
 import pytest
+import SimpleITK
+import tifffile
 import torch
 
-from fewscan.errors import FewscanError
+from fewscan.errors import FewscanError, ScanError
+from fewscan.files import sha256
 from fewscan.masks import nifti
 from fewscan.runs import segment as segments
+from fewscan.runs.ledger import check_unchanged, places
 from fewscan.runs.segment import segment
+from fewscan.scans import find_scans
 from runs.tiny import (
     THRESHOLDS,
     change_config,
@@ -27,6 +32,7 @@ from runs.tiny import (
     save_nifti,
     threshold_bundle,
 )
+from scans.volumes import ome_set
 
 NAMES = ("a", "sub-01/b", "sub-01/c")
 
@@ -108,6 +114,45 @@ def test_a_changed_scan_is_done_again(done):
     np.testing.assert_array_equal(read(mask(done)), expected(noise(8)))
 
 
+@pytest.mark.parametrize("suffix", ["nhdr", "mhd"])
+def test_other_voxels_behind_the_same_header_are_done_again(tmp_path, suffix):
+    """The header of a detached file stays as it was, byte for byte, when the voxels are exported again."""
+    bundle, header = threshold_bundle(tmp_path / "bundle"), tmp_path / "scans" / f"x.{suffix}"
+    header.parent.mkdir()
+    headers = set()
+    for number, status in ((1, "done"), (2, "done"), (2, "done before")):
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(noise(number).T), str(header))
+        headers.add(header.read_bytes())
+        (row,) = segment(header.parent, bundle, tmp_path / "masks", formats=["nifti"], overlays=False).rows
+        assert row["status"] == status
+        np.testing.assert_array_equal(read(mask(tmp_path, "x")), expected(noise(number)))
+    assert len(headers) == 1
+    signed = {entry["name"]: entry["sha256"] for entry in json.loads(receipt(tmp_path, "x").read_text())["inputs"]}
+    assert signed == {name: sha256(header.parent / name) for name in (header.name, "x.raw")}
+    (scan,) = find_scans(header.parent).scans
+    seen = places(scan)
+    check_unchanged(scan, seen)
+    os.utime(header.with_name("x.raw"), (1_000_000_000, 1_000_000_000))
+    with pytest.raises(ScanError, match="x: its files changed while it was segmented"):
+        check_unchanged(scan, seen)
+
+
+def test_another_plane_in_another_file_of_an_ome_tiff_is_done_again(tmp_path):
+    thresholds = (20000.5, 40000.5)
+    bundle = threshold_bundle(tmp_path / "bundle", thresholds, window=(0, 65535))
+    pages, others = ome_set(tmp_path / "scans"), ome_set(tmp_path / "others", seed=1)
+    for status in ("done", "done"):
+        (row,) = segment(tmp_path / "scans" / "x0.ome.tif", bundle, tmp_path / "masks", overlays=False).rows
+        assert row["status"] == status
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / "masks" / "x0_seg.tif"), expected(pages, thresholds))
+        shutil.copyfile(tmp_path / "others" / "x2.ome.tif", tmp_path / "scans" / "x2.ome.tif")
+        pages[2] = others[2]
+    (row,) = segment(tmp_path / "scans" / "x0.ome.tif", bundle, tmp_path / "masks", overlays=False).rows
+    assert row["status"] == "done before"
+    inputs = json.loads(receipt(tmp_path, "x0").read_text())["inputs"]
+    assert [entry["name"] for entry in inputs] == ["x0.ome.tif", "x1.ome.tif", "x2.ome.tif"]
+
+
 def test_a_changed_model_does_everything_again(done):
     weights = torch.load(done / "bundle" / "models" / "model.pt")
     weights["bias"][2] = -9.0  # the second label never wins
@@ -135,6 +180,19 @@ def test_a_mask_that_a_person_corrected_is_kept(done):
     (note,) = [note for note in report["scans"][0]["notes"] if "nii.gz" in note]
     assert "a_seg.nii.gz was there, changed since or not by fewscan: kept as" in note
     assert [read(path).max() for path in replaced(done) if path.name == "a_seg.nii.gz"] == [1, 2]
+
+
+def test_masks_of_another_format_go_but_a_corrected_one_stays(done):
+    """Else two masks of one scan lie side by side, and the report knows one."""
+    save_nifti(mask(done), np.ones((9, 8, 7), np.uint8))
+    corrected = mask(done).read_bytes()
+    assert run(done, formats=["seg-nrrd"]) == dict.fromkeys(NAMES, "done")
+    new = [f"{name}_seg.seg.nrrd" for name in NAMES]
+    assert masks_below(done / "masks") == sorted(["a_seg.ctbl", "a_seg.nii.gz", *new])
+    assert mask(done).read_bytes() == corrected and replaced(done) == []
+    report = json.loads((done / "masks" / "fewscan" / "report.json").read_text())
+    told = [[note for note in row["notes"] if ".nii.gz" in note] for row in report["scans"]]
+    assert told == [["a_seg.nii.gz of an earlier run was changed since: it stays, beside the new mask"], [], []]
 
 
 def test_an_unfinished_scan_leaves_the_former_mask_findable(done, monkeypatch):

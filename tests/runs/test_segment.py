@@ -247,10 +247,13 @@ def test_labels_and_earlier_masks_are_no_scans(tmp_path, bundle):
     ]
 
 
-def test_masks_beside_the_scans_are_never_learned_from(tmp_path, bundle):
+@pytest.mark.parametrize("formats", ["nifti", "nifti seg-nrrd", "seg-nrrd nifti"])
+def test_masks_beside_the_scans_are_never_learned_from(tmp_path, bundle, formats):
+    """Nor those of an earlier run in another format."""
     for name in ("a", "b", "b_seg"):
         save_nifti(tmp_path / "scans" / f"{name}.nii.gz", noise())
-    segment(tmp_path / "scans", bundle, tmp_path / "scans", include=["a.nii.gz"])
+    for format in formats.split():
+        segment(tmp_path / "scans", bundle, tmp_path / "scans", include=["a.nii.gz"], formats=[format])
     cases = find_cases(tmp_path / "scans")
     assert [case.name for case in cases.cases] == ["b"] and [case.name for case in cases.unlabelled] == ["a"]
 

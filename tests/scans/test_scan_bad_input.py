@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewscan.errors import GeometryError, ScanError
 from fewscan.scans import find_scans, open_scan
-from scans.volumes import AFFINES, image
+from scans.volumes import AFFINES, image, ome_set
 
 OBLIQUE = AFFINES["oblique"]
 
@@ -169,22 +169,6 @@ def test_other_colours_are_not_red_green_blue(tmp_path, colours):
     pixels[..., 0] = 255  # of which CMYK makes no black: it would pass for an opaque alpha
     Image.fromarray(pixels).convert(colours).save(tmp_path / "x.tif")
     assert f"its colours are {'CIELAB' if colours == 'LAB' else colours}" in reason(tmp_path)
-
-
-def ome_set(folder, planes=3):
-    """An OME-TIFF of a file a plane, of which each file's metadata names all; the pages (k, j, i)."""
-    pages = np.random.default_rng(0).integers(1, 65535, (planes, 5, 7)).astype(np.uint16)
-    place = '<TiffData IFD="0" FirstZ="{0}" PlaneCount="1"><UUID FileName="x{0}.ome.tif">urn:uuid:{0}</UUID></TiffData>'
-    folder.mkdir(exist_ok=True)
-    for k, page in enumerate(pages):
-        text = (
-            f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{k}">'
-            f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="7" SizeY="5" '
-            f'SizeZ="{planes}" SizeC="1" SizeT="1"><Channel ID="Channel:0"/>'
-            f"{''.join(place.format(n) for n in range(planes))}</Pixels></Image></OME>"
-        )
-        tifffile.imwrite(folder / f"x{k}.ome.tif", page, description=text, metadata=None)
-    return pages
 
 
 def test_an_ome_tiff_that_lacks_planes_has_no_empty_slices(tmp_path):

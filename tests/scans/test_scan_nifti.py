@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from fewscan import arrays
 from fewscan.errors import ScanError
 from fewscan.scans import nifti, open_scan
 from scans.volumes import AFFINES, image
@@ -107,3 +108,19 @@ def test_the_array_is_all_that_grows_with_the_scan(tmp_path, monkeypatch, scalin
         beside.append(tracemalloc.get_traced_memory()[1] - read.nbytes)
         tracemalloc.stop()
     assert beside[1] < beside[0] + 50_000 < 2_000_000
+
+
+def test_numbers_of_several_channels_are_checked_in_slabs(tmp_path, monkeypatch):
+    """Beside a mapped file, not even one byte for each voxel of a channel (1.6 MB) is held."""
+    monkeypatch.setattr(arrays, "SLAB", 1 << 12)
+    values = np.zeros((64, 64, 400, 3), np.float32)
+    values[5, 6, 7, 2] = np.nan
+    scan = open_scan([save(tmp_path / "x.nii", values, shape=values.shape, dtype="<f4")], ["a", "b", "c"])
+    for trace in (False, True):  # the first time, libraries are imported
+        if trace:
+            tracemalloc.start()
+        with pytest.raises(ScanError, match=r"x\.nii: 1 of 4915200 values are not finite"):
+            scan.read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500_000

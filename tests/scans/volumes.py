@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import tifffile
 
 SHAPE = (7, 5, 4)
 SPACING = (0.9, 0.8, 2.5)
@@ -44,3 +45,19 @@ def image(shape=SHAPE, dtype=np.int16) -> np.ndarray:
 def bright_mm(matrix: np.ndarray, shape=SHAPE) -> np.ndarray:
     """Where the bright corner lies, in RAS+ mm."""
     return (matrix @ [shape[0] - 1, shape[1] - 1, shape[2] - 1, 1])[:3]
+
+
+def ome_set(folder, planes=3, seed=0) -> np.ndarray:
+    """An OME-TIFF of a file a plane, of which each file's metadata names all; the pages (k, j, i)."""
+    pages = np.random.default_rng(seed).integers(1, 65535, (planes, 5, 7)).astype(np.uint16)
+    place = '<TiffData IFD="0" FirstZ="{0}" PlaneCount="1"><UUID FileName="x{0}.ome.tif">urn:uuid:{0}</UUID></TiffData>'
+    folder.mkdir(exist_ok=True)
+    for k, page in enumerate(pages):
+        text = (
+            f'<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{k}">'
+            f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="7" SizeY="5" '
+            f'SizeZ="{planes}" SizeC="1" SizeT="1"><Channel ID="Channel:0"/>'
+            f"{''.join(place.format(n) for n in range(planes))}</Pixels></Image></OME>"
+        )
+        tifffile.imwrite(folder / f"x{k}.ome.tif", page, description=text, metadata=None)
+    return pages

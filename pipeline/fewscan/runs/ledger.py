@@ -66,6 +66,14 @@ class Ledger:
         entry: dict[str, Any] = json.loads(self._path(scan).read_text(encoding="utf-8"))
         return entry
 
+    def outputs(self, scan: Scan) -> list[Path]:
+        """The files beside the scan's mask that its last receipt lists, whatever became of them since."""
+        place = (self.output / scan.name).parent
+        try:
+            return [path for name in self._read(scan)["outputs"] if (path := self.output / name).parent == place]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
     def is_ours(self, scan: Scan, path: Path) -> bool:
         """Whether a file is as an earlier run wrote it."""
         try:
@@ -134,7 +142,7 @@ def places(scan: Scan) -> list[str | None]:
     None of a file that is gone.
     """
     found: list[str | None] = []
-    for file in dict.fromkeys(scan.files):
+    for file in _inputs(scan):
         try:
             found.append(_place(file))
         except OSError:
@@ -150,17 +158,21 @@ def check_unchanged(scan: Scan, seen: Sequence[str | None]) -> None:
 
 def _signature(scan: Scan) -> list[dict[str, Any]]:
     """Of each file once: name, place (see `places`), sha256."""
-    files = list(dict.fromkeys(scan.files))
-    return [{"name": file.name, "place": _place(file), "sha256": sha256(file)} for file in files]
+    return [{"name": file.name, "place": _place(file), "sha256": sha256(file)} for file in _inputs(scan)]
 
 
 def _same_inputs(signature: Sequence[Mapping[str, Any]], scan: Scan) -> bool:
     """Whether these are the files that were read: untouched at their old place, or of the same bytes elsewhere."""
-    files = list(dict.fromkeys(scan.files))
+    files = _inputs(scan)
     return len(files) == len(signature) and all(
         entry["name"] == file.name and (entry["place"] == _place(file) or entry["sha256"] == sha256(file))
         for entry, file in zip(signature, files, strict=True)
     )
+
+
+def _inputs(scan: Scan) -> list[Path]:
+    """Each file that voxels come from, once."""
+    return list(dict.fromkeys((*scan.files, *scan.companions)))
 
 
 def _place(file: Path) -> str:

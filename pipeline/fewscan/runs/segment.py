@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import math
 import shutil
@@ -52,7 +53,8 @@ def segment(
 
     Masks are `output/<path of the scan>_seg<suffix>`, each on its scan's own grid, read back before it gets its name.
     A scan that fails is reported and the others go on. A second call skips what is done, and redoes what is missing,
-    changed or broken; a file in the way is moved to `output/fewscan/replaced`, never overwritten.
+    changed or broken; a file in the way is moved to `output/fewscan/replaced`, never overwritten. Masks of an earlier
+    run in other formats go, but for those that somebody changed.
 
     Args:
         source: a file or a folder at any depth.
@@ -153,15 +155,8 @@ def _one(
         values: NDArray[np.integer] = predictor(scan, array, empty).astype(table.dtype, copy=False)
         check_unchanged(scan, seen)
         outputs: list[Path] = []
-        former: list[Path] = []  # of an earlier run: findable until the new ones are complete
-        notes = [*scan.notes, *predictor.notes]
-        for name in [f"{stem}{FORMATS[format]}" for format in formats] + [f"{stem}.ctbl", f"{stem}_overlay.png"]:
-            ours_unchanged = ledger.is_ours(scan, Path(name))
-            kept = ledger.set_aside(Path(name))
-            if kept is not None and ours_unchanged:
-                former.append(kept)
-            elif kept is not None:
-                notes.append(f"{Path(name).name} was there, changed since or not by fewscan: kept as {kept}")
+        former, told = _make_way(scan, stem, formats, ledger)
+        notes = [*scan.notes, *predictor.notes, *told]
         made_by = {key: str(value) for key, value in predictor.spec.items()}
         for format in formats:
             outputs += write_mask(values, scan, table, stem, format, made_by, reproducible)
@@ -189,6 +184,34 @@ def _one(
         return {**_row(receipt), "status": "done"}
     except Exception as problem:  # whatever it is, the other scans go on
         return failed_row(scan.name, problem, ledger.output)
+
+
+def _make_way(scan: Scan, stem: Path, formats: Sequence[str], ledger: Ledger) -> tuple[list[Path], list[str]]:
+    """Set aside what lies under the names of the new outputs, and what an earlier run wrote in other formats.
+
+    Gives where those files of an earlier run lie that nobody changed: they are findable until the new ones are
+    complete. And notes on the others; one that is not in the way stays under its name.
+    """
+    former: list[Path] = []
+    notes: list[str] = []
+    nifti, colours = Path(f"{stem}{FORMATS['nifti']}"), Path(f"{stem}.ctbl")
+    names = [Path(f"{stem}{FORMATS[format]}") for format in formats] + [Path(f"{stem}_overlay.png")]
+    if nifti in names:
+        names.append(colours)
+    for path in dict.fromkeys((*names, *ledger.outputs(scan))):
+        ours_unchanged = ledger.is_ours(scan, path)
+        if path not in names and not ours_unchanged:
+            if path.exists():
+                notes.append(f"{path.name} of an earlier run was changed since: it stays, beside the new mask")
+            continue
+        if path == colours and path not in names and nifti.exists():
+            continue  # the mask that it colours, which receipts list before it, stays
+        kept = ledger.set_aside(path)
+        if kept is not None and ours_unchanged:
+            former.append(kept)
+        elif kept is not None:
+            notes.append(f"{path.name} was there, changed since or not by fewscan: kept as {kept}")
+    return former, notes
 
 
 def _check_formats(wanted: Mapping[Scan, Sequence[str]]) -> dict[Scan, FormatError]:
@@ -238,7 +261,13 @@ def _say_what_is_planned(budget: Budget, scans: Sequence[Scan], predictor: Predi
     print(budget.words)
     if predictor.decide is None or predictor.reading is None:
         print("this bundle has steps of its own: its scans are held as wholes, which is not planned")
-    largest = max(scans, key=lambda scan: math.prod(predictor.shape(scan)))
+    voxels: dict[Scan, int] = {}
+    for scan in scans:
+        with contextlib.suppress(FewscanError):  # said when the scan's turn comes
+            voxels[scan] = math.prod(predictor.shape(scan))
+    if not voxels:
+        return
+    largest = max(voxels, key=lambda scan: voxels[scan])
     layout = predictor.layout(largest)
     if layout is not None:
         held = "" if layout.bytes is None else f", about {layout.bytes / GIB:.2f} GiB at once"

@@ -29,6 +29,8 @@ _COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844
 """TIFF's photometric interpretations that are neither grey nor red, green, blue."""
 _AS_IT_IS = (1, 2, 3)
 """Those that Pillow takes as stored: black is zero, RGB, palette."""
+_SETS = ("ome", "mmstack", "ndtiff")
+"""tifffile's kinds of series whose planes may lie in several files."""
 _AS_STORED = "the pixels are taken as they are stored"
 RGB = ("red", "green", "blue")
 UNITS_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3,
@@ -102,6 +104,7 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
             raise ScanError(f"{path}: is a palette image: its numbers are indices; save it as grey or RGB")
         _check_colours(path, series.keyframe)
         _check_planes(path, series)
+        others = _other_files(path, series)
         notes = ["white is zero in this file (MINISWHITE); taken as stored"] if series.keyframe.photometric == 0 else []
         if (tag := series.keyframe.tags.get("Orientation")) is not None and tag.value != 1:
             notes.append(f"the file asks viewers to turn it (orientation {int(tag.value)}); {_AS_STORED}")
@@ -119,7 +122,10 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
             found = 1
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
     grid = Grid((sizes["X"], sizes["Y"], pages), affine)
-    return Scan(name, "tiff", (path,), grid, _names(path, found, channels), notes=tuple(notes), reader=read_tiff)
+    return Scan(
+        name, "tiff", (path,), grid, _names(path, found, channels), notes=tuple(notes), companions=others,
+        reader=read_tiff,
+    )  # fmt: skip
 
 
 def read_tiff(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
@@ -332,6 +338,13 @@ def _check_planes(path: Path, series: Any) -> None:
     folder = path.resolve().parent
     if any(not Path(plane.parent.filehandle.path).resolve().is_relative_to(folder) for plane in planes):
         raise ScanError(f"{path}: planes of it lie in a file outside its folder, which is not read; save them in one")
+
+
+def _other_files(path: Path, series: Any) -> tuple[Path, ...]:
+    """The files beside this one that planes of a set lie in, in the order of the planes."""
+    planes = series if series.kind in _SETS else ()
+    files = dict.fromkeys(Path(plane.parent.filehandle.path).resolve() for plane in planes if plane is not None)
+    return tuple(file for file in files if file != path.resolve())
 
 
 def _arranged(data: NDArray[Any], axes: str) -> NDArray[Any]:

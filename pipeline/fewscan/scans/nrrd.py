@@ -23,7 +23,8 @@ def open_nrrd(path: Path, name: str, channels: Sequence[str] = ("image",), label
     Several channels are the components of a voxel, or lie along the fourth axis. Raises ScanError where the file is
     broken, is a segmentation (unless `label`), or holds another number of channels.
     """
-    reader = itk_reader(path)
+    kind, beside = check_header(path)
+    reader = _reader(path, kind)
     if not label and any(key.startswith("Segmentation_") or key == "Segment0_ID" for key in reader.GetMetaDataKeys()):
         raise ScanError(f"{path}: is a segmentation of 3D Slicer, not a scan")
     size = tuple(int(n) for n in reader.GetSize())
@@ -38,7 +39,7 @@ def open_nrrd(path: Path, name: str, channels: Sequence[str] = ("image",), label
             f"a time series, or channels? Save the volume to segment as a 3-D file, or name the channels"
         )
     grid, notes = _grid(path, size, reader)
-    return Scan(name, "nrrd", (path,), grid, tuple(channels), notes=notes, reader=read_nrrd)
+    return Scan(name, "nrrd", (path,), grid, tuple(channels), notes=notes, companions=beside, reader=read_nrrd)
 
 
 def read_nrrd(scan: Scan, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
@@ -79,9 +80,12 @@ def _grid(path: Path, size: tuple[int, ...], reader: Any) -> tuple[Grid, tuple[s
 
 def itk_reader(path: Path) -> Any:
     """SimpleITK's reader of a file, its header read. Raises ScanError where that is broken."""
+    return _reader(path, check_header(path)[0])
+
+
+def _reader(path: Path, kind: str) -> Any:
     import SimpleITK
 
-    kind = check_header(path)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # its warnings quote the header
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))

@@ -53,8 +53,8 @@ class _Header:
     """The first byte behind the header."""
 
 
-def check_header(path: Path) -> str:
-    """The name of ITK's reader for the file.
+def check_header(path: Path) -> tuple[str, tuple[Path, ...]]:
+    """The name of ITK's reader for the file, and the files beside it that hold its voxels; none where it holds them.
 
     Raises ScanError where the header is broken, needs more than its data hold, or names data beyond its folder.
     """
@@ -64,14 +64,15 @@ def check_header(path: Path) -> str:
     header = _nrrd(path, start) if is_nrrd else _meta(path, start)
     for name in header.data:
         _check_inside(path, name)
-    files = [path.parent / name for name in header.data] or [path]
+    beside = tuple(path.parent / name for name in header.data)
+    files = beside or (path,)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ScanError(f"{path}: {len(missing)} of the files that it names for its voxels are missing; copy them here")
     stored = sum(file.stat().st_size for file in files) - (0 if header.data else header.end)
     least = {"text": 1, "hex": 2 * header.itemsize}.get(header.encoding, header.itemsize)
     check_holds(path, header.numbers * least, stored, header.encoding == "gzip")
-    return "NrrdImageIO" if is_nrrd else "MetaImageIO"
+    return "NrrdImageIO" if is_nrrd else "MetaImageIO", beside
 
 
 def _nrrd(path: Path, start: bytes) -> _Header:

@@ -123,7 +123,10 @@ def open_channels(files: Sequence[Path], name: str, channels: Sequence[str]) -> 
                 f"{part.files[0]}: is not on the grid of {parts[0].files[0].name}: {difference}; resample one of them"
             )
     notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
-    return replace(parts[0], files=tuple(files), channels=tuple(channels), notes=notes, reader=read_channels)
+    companions = tuple(file for part in parts for file in part.companions)
+    return replace(
+        parts[0], files=tuple(files), channels=tuple(channels), notes=notes, companions=companions, reader=read_channels
+    )
 
 
 def read_channels(scan: Scan, empty: Arrays) -> NDArray[Any]:

@@ -26,6 +26,8 @@ class Scan:
     in the order of the planes (an enhanced file stands once per plane), and `frames` the frame numbers from 1.
     `planes` are the places of these planes on the last axis, where slices between them are missing and are to be
     interpolated; empty where none is.
+    `companions` are other files that voxels come from, which `files` lead to: the data of a detached header, the other
+    files of an OME-TIFF; empty where there are none.
     `channels` names the channels in order; `notes` says in words what had to be decided on the way.
     """
 
@@ -37,6 +39,7 @@ class Scan:
     frames: tuple[int, ...] = ()
     planes: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    companions: tuple[Path, ...] = ()
     reader: Callable[[Scan, Arrays], NDArray[Any]] = field(kw_only=True, repr=False, compare=False)
 
     def read(self, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:
@@ -58,7 +61,8 @@ class Scan:
             raise ScanError(f"{where}: cannot be read, the file may be damaged ({type(problem).__name__})") from None
         wrong = 0
         if data.dtype.kind == "f":
-            wrong = sum(int(part.size - np.isfinite(part).sum()) for _, part in slabs(data))
+            parts = (part for channel in data for _, part in slabs(channel))  # slabs of all would be whole channels
+            wrong = sum(int(part.size - np.isfinite(part).sum()) for part in parts)
         if wrong:
             raise ScanError(f"{where}: {wrong} of {data.size} values are not finite (NaN or infinite); replace them")
         return data
