@@ -182,10 +182,24 @@ def test_a_mask_that_a_person_corrected_is_kept(done):
     assert [read(path).max() for path in replaced(done) if path.name == "a_seg.nii.gz"] == [1, 2]
 
 
-def test_masks_of_another_format_go_but_a_corrected_one_stays(done):
-    """Else two masks of one scan lie side by side, and the report knows one."""
+def test_another_format_of_the_same_labels_stands_beside_the_first(done):
+    """And both are owned: a scan of which either is missing is done again."""
+    assert run(done, formats=["seg-nrrd"]) == dict.fromkeys(NAMES, "done")
+    nifti, nrrd = ([f"{name}_seg{suffix}" for name in NAMES] for suffix in (".nii.gz", ".seg.nrrd"))
+    assert {*nifti, *nrrd} <= set(masks_below(done / "masks"))
+    assert {"a_seg.nii.gz", "a_seg.ctbl", "a_seg.seg.nrrd"} == set(json.loads(receipt(done).read_text())["outputs"])
+    assert run(done, formats=["seg-nrrd"]) == dict.fromkeys(NAMES, "done before")
+    mask(done).unlink()
+    assert run(done, formats=["seg-nrrd"]) == {**dict.fromkeys(NAMES, "done before"), "a": "done"}
+
+
+def test_masks_of_another_model_go_in_every_format_but_a_corrected_one_stays(done):
+    """Else two masks of one scan that contradict each other lie side by side, and the report knows one."""
     save_nifti(mask(done), np.ones((9, 8, 7), np.uint8))
     corrected = mask(done).read_bytes()
+    weights = torch.load(done / "bundle" / "models" / "model.pt")
+    weights["bias"][2] = -9.0  # the second label never wins
+    torch.save(weights, done / "bundle" / "models" / "model.pt")
     assert run(done, formats=["seg-nrrd"]) == dict.fromkeys(NAMES, "done")
     new = [f"{name}_seg.seg.nrrd" for name in NAMES]
     assert masks_below(done / "masks") == sorted(["a_seg.ctbl", "a_seg.nii.gz", *new])

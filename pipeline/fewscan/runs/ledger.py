@@ -25,12 +25,13 @@ class Ledger:
     Args:
         output: the folder of the masks.
         spec: everything that decides the labels (weights, config, versions, device); hashed into the receipts.
+        files: what decides which files hold them, and how; hashed likewise.
     """
 
-    def __init__(self, output: Path, spec: Mapping[str, Any]) -> None:
-        self.output, self.spec = output, dict(spec)
-        decides = {key: value for key, value in self.spec.items() if key != "bundle"}  # a folder's name decides nothing
-        self.run = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    def __init__(self, output: Path, spec: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+        self.output, self.spec = output, {**spec, **files}
+        decides = {key: value for key, value in spec.items() if key != "bundle"}  # a folder's name decides nothing
+        self.labels, self.run = _hash(decides), _hash({**decides, **files})
 
     def open(self, source: Path) -> None:
         """Create the folder and mark it as output of fewscan, so that its masks are never taken for scans.
@@ -74,6 +75,14 @@ class Ledger:
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
+    def holds_same_labels(self, scan: Scan) -> bool:
+        """Whether the files of the last receipt hold the labels that this run gives: only their format may differ."""
+        try:
+            entry = self._read(scan)
+            return bool(entry["labels"] == self.labels and _same_inputs(entry["inputs"], scan))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
     def is_ours(self, scan: Scan, path: Path) -> bool:
         """Whether a file is as an earlier run wrote it."""
         try:
@@ -95,6 +104,7 @@ class Ledger:
         entry = {
             "scan": scan.name,
             "run": self.run,
+            "labels": self.labels,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "inputs": inputs,
             "outputs": {path.relative_to(self.output).as_posix(): sha256(path) for path in outputs},
@@ -154,6 +164,10 @@ def check_unchanged(scan: Scan, seen: Sequence[str | None]) -> None:
     """Raise ScanError where the files of a scan are no longer those that were `seen` at their `places`."""
     if places(scan) != list(seen):
         raise ScanError(f"{scan.name}: its files changed while it was segmented; run the same command again")
+
+
+def _hash(spec: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
 def _signature(scan: Scan) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def segment(
     Masks are `output/<path of the scan>_seg<suffix>`, each on its scan's own grid, read back before it gets its name.
     A scan that fails is reported and the others go on. A second call skips what is done, and redoes what is missing,
     changed or broken; a file in the way is moved to `output/fewscan/replaced`, never overwritten. Masks of an earlier
-    run in other formats go, but for those that somebody changed.
+    run in other formats stay where they hold the same labels, and those that somebody changed; others go.
 
     Args:
         source: a file or a folder at any depth.
@@ -114,7 +114,7 @@ def segment(
     predictor.allow(budget.tile_memory_gb)
     _say_what_is_planned(budget, list(scans), predictor)
     asked = {"reproducible": True} if reproducible else {}
-    ledger = Ledger(output, {**predictor.spec, "formats": list(formats), "overlays": overlays, **asked})
+    ledger = Ledger(output, predictor.spec, {"formats": list(formats), "overlays": overlays, **asked})
     ledger.open(source)
     empty = Arrays(output / "fewscan", budget.array)
     bar = tqdm(scans.items(), unit="scan", smoothing=0.1)
@@ -154,8 +154,7 @@ def _one(
         array = scan.read(empty)
         values: NDArray[np.integer] = predictor(scan, array, empty).astype(table.dtype, copy=False)
         check_unchanged(scan, seen)
-        outputs: list[Path] = []
-        former, told = _make_way(scan, stem, formats, ledger)
+        outputs, former, told = _make_way(scan, stem, formats, ledger)
         notes = [*scan.notes, *predictor.notes, *told]
         made_by = {key: str(value) for key, value in predictor.spec.items()}
         for format in formats:
@@ -186,23 +185,31 @@ def _one(
         return failed_row(scan.name, problem, ledger.output)
 
 
-def _make_way(scan: Scan, stem: Path, formats: Sequence[str], ledger: Ledger) -> tuple[list[Path], list[str]]:
-    """Set aside what lies under the names of the new outputs, and what an earlier run wrote in other formats.
+def _make_way(
+    scan: Scan, stem: Path, formats: Sequence[str], ledger: Ledger
+) -> tuple[list[Path], list[Path], list[str]]:
+    """Set aside what lies under the names of the new outputs, and what an earlier run with other labels wrote.
 
-    Gives where those files of an earlier run lie that nobody changed: they are findable until the new ones are
-    complete. And notes on the others; one that is not in the way stays under its name.
+    Gives the files of an earlier run that stay, for they hold the same labels in another format. Where those lie now
+    that are set aside and nobody changed: they are findable until the new ones are complete. And notes on changed ones;
+    one that is not in the way stays under its name.
     """
+    valid: list[Path] = []
     former: list[Path] = []
     notes: list[str] = []
     nifti, colours = Path(f"{stem}{FORMATS['nifti']}"), Path(f"{stem}.ctbl")
     names = [Path(f"{stem}{FORMATS[format]}") for format in formats] + [Path(f"{stem}_overlay.png")]
     if nifti in names:
         names.append(colours)
+    same_labels = ledger.holds_same_labels(scan)
     for path in dict.fromkeys((*names, *ledger.outputs(scan))):
         ours_unchanged = ledger.is_ours(scan, path)
         if path not in names and not ours_unchanged:
             if path.exists():
                 notes.append(f"{path.name} of an earlier run was changed since: it stays, beside the new mask")
+            continue
+        if path not in names and same_labels:
+            valid.append(path)
             continue
         if path == colours and path not in names and nifti.exists():
             continue  # the mask that it colours, which receipts list before it, stays
@@ -211,7 +218,7 @@ def _make_way(scan: Scan, stem: Path, formats: Sequence[str], ledger: Ledger) ->
             former.append(kept)
         elif kept is not None:
             notes.append(f"{path.name} was there, changed since or not by fewscan: kept as {kept}")
-    return former, notes
+    return valid, former, notes
 
 
 def _check_formats(wanted: Mapping[Scan, Sequence[str]]) -> dict[Scan, FormatError]:
