@@ -53,6 +53,25 @@ def test_a_whole_series_is_read_as_ever(tmp_path):
     np.testing.assert_array_equal(one.grid.affine, other.grid.affine)
 
 
+@pytest.mark.parametrize(("thickness", "gap"), [(5, 1), (5, 0.5), (3, 0.3)])
+def test_a_whole_series_whose_scanner_states_the_gap_alone_is_read_as_ever(tmp_path, thickness, gap):
+    """The distance is the thickness and the gap, which is a whole number of gaps too."""
+    truth = volume(shape=SHAPE, spacing=(0.9, 0.8, thickness + gap))
+    write(tmp_path, truth, SliceThickness=thickness, SpacingBetweenSlices=gap)
+    (one,), (other,) = (find_scans(tmp_path, resample_gaps=asked).scans for asked in (False, True))
+    assert (one.notes, one.planes) == (other.notes, other.planes) and other.planes == ()
+    assert difference(truth, other.read()[0], LPS_TO_RAS @ other.grid.affine) == ""
+
+
+def test_slices_that_are_missing_in_such_a_series_are_found_by_its_smallest_distance(tmp_path):
+    truth = volume(shape=SHAPE, spacing=(0.9, 0.8, 6.0))
+    without(write(tmp_path, truth, SliceThickness=5, SpacingBetweenSlices=1))
+    assert find_scans(tmp_path).scans == []
+    (scan,) = find_scans(tmp_path, resample_gaps=True).scans
+    assert scan.planes == (0, 1, 3, 4, 7)
+    assert difference(interpolated(truth), scan.read()[0], LPS_TO_RAS @ scan.grid.affine) == ""
+
+
 def test_every_second_slice_by_the_distance_that_the_header_states(tmp_path):
     truth = volume(shape=SHAPE)
     for path in write(tmp_path, truth, SpacingBetweenSlices=2.5)[1::2]:
