@@ -1,12 +1,14 @@
 """Missing slices of a DICOM series, interpolated where the user asks for it: on the whole grid, and back again."""
 
 import re
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 
 from fewscan.cli import main
+from fewscan.runs.ledger import Ledger, places
 from fewscan.scans import find_scans
 from interop.readers import by_dcmqi, errors
 from runs.tiny import change_config, threshold_bundle
@@ -121,6 +123,18 @@ def test_the_mask_goes_back_to_the_slices_that_are_there(tmp_path, direction, ca
     assert len(found) == (wanted.values > 0).sum()
     report = (tmp_path / "masks" / "fewscan" / "report.json").read_text()
     assert len(re.findall("slice.s. missing between", report)) >= 2
+
+
+def test_what_was_done_of_the_interpolated_stack_is_not_done_of_the_bare_one(tmp_path):
+    """The same files in the same run: the receipt of the one is none of the other."""
+    without(write(tmp_path / "scans", volume(shape=SHAPE)))
+    (filled,) = find_scans(tmp_path / "scans", resample_gaps=True).scans
+    bare = replace(filled, grid=replace(filled.grid, shape=(9, 7, 5)), planes=())
+    ledger = Ledger(tmp_path / "masks", {})
+    ledger.open(tmp_path / "scans")
+    for scan, other in ((filled, bare), (bare, filled)):
+        ledger.sign(scan, places(scan), [], {"voxels": list(scan.grid.shape)})
+        assert ledger.receipt(scan) is not None and ledger.receipt(other) is None
 
 
 def test_without_the_option_the_series_is_refused_and_the_way_out_is_named(tmp_path, capsys):
