@@ -11,6 +11,7 @@ from fewscan.errors import ScanError
 from fewscan.labels import LabelTable
 from fewscan.masks import write_mask
 from fewscan.scans import find_scans, open_scan
+from scans.dicom_kinds import LPS_TO_RAS, difference, uids, volume, write
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES, image
 
@@ -194,6 +195,52 @@ def test_a_localizer_in_the_series_is_reported_and_not_merged(tmp_path):
     found = find_scans(tmp_path)
     assert "localizer" in found.skipped[0].reason
     assert found.scans[0].notes == ("1 localizer(s) of the series left out",)
+
+
+@pytest.mark.parametrize(("count", "header"), [(2, {}), (5, {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]})])
+def test_localizers_become_no_scans(tmp_path, count, header):
+    """By their name, or by their number."""
+    shared = uids()
+    write(tmp_path / "axial", truth := volume(shape=(9, 7, 12)), **shared)
+    extra = write(tmp_path / "coronal", volume("coronal", (9, 7, count)), **shared, **header)
+    found = find_scans(tmp_path)
+    (scan,) = found.scans
+    assert difference(truth, scan.read()[0], LPS_TO_RAS @ scan.grid.affine) == ""
+    assert {item.path for item in found.skipped} == set(extra) and failures(found) == []
+
+
+@pytest.mark.parametrize("counts", [(20, 20), (20, 15), (15, 20), (20, 15, 10), (20, 6, 3)])
+def test_stacks_of_one_series_are_scans_whatever_their_sizes(tmp_path, counts):
+    shared = uids()
+    ways = ("axial", "coronal", "sagittal")[: len(counts)]
+    truths = {way: volume(way, (9, 7, count)) for way, count in zip(ways, counts, strict=True)}
+    for way, truth in truths.items():
+        write(tmp_path / way, truth, **shared)
+    found = find_scans(tmp_path)
+    assert not found.skipped and sorted(scan.name for scan in found.scans) == sorted(truths)
+    for scan in found.scans:
+        assert difference(truths[scan.name], scan.read()[0], LPS_TO_RAS @ scan.grid.affine) == ""
+        assert scan.notes == (f"one of {len(counts)} stacks of its series, which differ in geometry",)
+
+
+def test_a_smaller_stack_that_lacks_a_slice_is_refused_by_itself(tmp_path):
+    shared = uids()
+    write(tmp_path / "axial", volume(shape=(9, 7, 12)), **shared)
+    write(tmp_path / "coronal", volume("coronal", (9, 7, 8)), **shared)[3].unlink()
+    found = find_scans(tmp_path)
+    (reason,) = failures(found)
+    assert [scan.name for scan in found.scans] == ["axial"]
+    assert reason.startswith(f"{tmp_path / 'coronal'}: ") and "5 mm instead of 2.5 mm" in reason
+
+
+def test_a_slice_that_belongs_to_the_smaller_stack_but_differs_is_no_localizer(tmp_path):
+    shared = uids()
+    write(tmp_path / "axial", volume(shape=(9, 7, 12)), **shared)
+    edit(write(tmp_path / "coronal", volume("coronal", (9, 7, 8)), **shared)[-1], PixelSpacing=[0.85, 0.9])
+    found = find_scans(tmp_path)
+    (reason,) = failures(found)
+    assert found.scans == [] and "1 of 20 images have another pixel spacing than the rest" in reason
+    assert "(0.9 x 0.85 mm against 0.9 x 0.8 mm)" in reason
 
 
 @pytest.mark.parametrize("which", [[9, 10], [4, 5], [0]])

@@ -1,12 +1,14 @@
 """Missing slices of a DICOM series, interpolated where the user asks for it: on the whole grid, and back again."""
 
 import re
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 
 from fewscan.cli import main
+from fewscan.runs.ledger import Ledger, places
 from fewscan.scans import find_scans
 from interop.readers import by_dcmqi, errors
 from runs.tiny import change_config, threshold_bundle
@@ -51,6 +53,25 @@ def test_a_whole_series_is_read_as_ever(tmp_path):
     (one,), (other,) = (find_scans(tmp_path, resample_gaps=asked).scans for asked in (False, True))
     assert (one.files, one.notes, one.planes) == (other.files, other.notes, other.planes) and one.planes == ()
     np.testing.assert_array_equal(one.grid.affine, other.grid.affine)
+
+
+@pytest.mark.parametrize(("thickness", "gap"), [(5, 1), (5, 0.5), (3, 0.3)])
+def test_a_whole_series_whose_scanner_states_the_gap_alone_is_read_as_ever(tmp_path, thickness, gap):
+    """The distance is the thickness and the gap, which is a whole number of gaps too."""
+    truth = volume(shape=SHAPE, spacing=(0.9, 0.8, thickness + gap))
+    write(tmp_path, truth, SliceThickness=thickness, SpacingBetweenSlices=gap)
+    (one,), (other,) = (find_scans(tmp_path, resample_gaps=asked).scans for asked in (False, True))
+    assert (one.notes, one.planes) == (other.notes, other.planes) and other.planes == ()
+    assert difference(truth, other.read()[0], LPS_TO_RAS @ other.grid.affine) == ""
+
+
+def test_slices_that_are_missing_in_such_a_series_are_found_by_its_smallest_distance(tmp_path):
+    truth = volume(shape=SHAPE, spacing=(0.9, 0.8, 6.0))
+    without(write(tmp_path, truth, SliceThickness=5, SpacingBetweenSlices=1))
+    assert find_scans(tmp_path).scans == []
+    (scan,) = find_scans(tmp_path, resample_gaps=True).scans
+    assert scan.planes == (0, 1, 3, 4, 7)
+    assert difference(interpolated(truth), scan.read()[0], LPS_TO_RAS @ scan.grid.affine) == ""
 
 
 def test_every_second_slice_by_the_distance_that_the_header_states(tmp_path):
@@ -102,6 +123,18 @@ def test_the_mask_goes_back_to_the_slices_that_are_there(tmp_path, direction, ca
     assert len(found) == (wanted.values > 0).sum()
     report = (tmp_path / "masks" / "fewscan" / "report.json").read_text()
     assert len(re.findall("slice.s. missing between", report)) >= 2
+
+
+def test_what_was_done_of_the_interpolated_stack_is_not_done_of_the_bare_one(tmp_path):
+    """The same files in the same run: the receipt of the one is none of the other."""
+    without(write(tmp_path / "scans", volume(shape=SHAPE)))
+    (filled,) = find_scans(tmp_path / "scans", resample_gaps=True).scans
+    bare = replace(filled, grid=replace(filled.grid, shape=(9, 7, 5)), planes=())
+    ledger = Ledger(tmp_path / "masks", {})
+    ledger.open(tmp_path / "scans")
+    for scan, other in ((filled, bare), (bare, filled)):
+        ledger.sign(scan, places(scan), [], {"voxels": list(scan.grid.shape)})
+        assert ledger.receipt(scan) is not None and ledger.receipt(other) is None
 
 
 def test_without_the_option_the_series_is_refused_and_the_way_out_is_named(tmp_path, capsys):

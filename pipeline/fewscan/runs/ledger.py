@@ -19,7 +19,7 @@ from fewscan.scans.find import MARKER
 class Ledger:
     """The receipts of an output folder, below `fewscan/receipts`.
 
-    A receipt names the run's hash, the input files and the outputs with their hashes.
+    A receipt names the run's hash, the scan's voxels, the input files and the outputs with their hashes.
     It counts only while all of that still holds: never "the output file exists".
 
     Args:
@@ -56,6 +56,7 @@ class Ledger:
             entry = self._read(scan)
             sound = (
                 entry["run"] == self.run
+                and entry["voxels"] == list(scan.grid.shape)  # others where missing slices are interpolated
                 and _same_inputs(entry["inputs"], scan)
                 and all(sha256(self.output / name) == digest for name, digest in entry["outputs"].items())
             )
@@ -95,8 +96,9 @@ class Ledger:
     ) -> dict[str, Any]:
         """Write the receipt of a scan whose outputs have been read back; returns it.
 
-        `seen` are the `places` of its files when it was found. Raises ScanError where they changed since then, and
-        FewscanError where another run, which would have other outputs, began in this folder.
+        `seen` are the `places` of its files when it was found; `details` have its "voxels", the shape of its grid.
+        Raises ScanError where the files changed since then, and FewscanError where another run, which would have other
+        outputs, began in this folder.
         """
         inputs = _signature(scan)
         check_unchanged(scan, seen)

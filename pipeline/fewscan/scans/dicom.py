@@ -21,12 +21,14 @@ from fewscan.scans.dicom_planes import (
     identity,
     read_planes,
 )
-from fewscan.scans.dicom_stacks import SAME_MM, places, point, volumes
+from fewscan.scans.dicom_stacks import SAME_MM, levels, places, point, volumes
 from fewscan.scans.quiet import quietly
 from fewscan.scans.scan import Scan, Skipped
 
 STEEPEST = 45.0
 """Degrees; gantries of scanners tilt by up to 30."""
+FEWEST = 3
+"""Positions from which on images of another geometry than most of their series are a stack, and no localizer."""
 
 __all__ = ["find_series", "open_series", "read_series"]
 
@@ -35,10 +37,10 @@ __all__ = ["find_series", "open_series", "read_series"]
 def find_series(files: Iterable[Path], root: Path, resample_gaps: bool = False) -> tuple[list[Scan], list[Skipped]]:
     """The scans among DICOM files, by series, and what is none; names are paths of folders below `root`.
 
-    A series gives several scans where it holds several volumes at the same positions that a header value tells
-    apart, and none where one of its files cannot be used; one that does not say what it is belongs to all series in
-    its folder. Files are read up to their pixels. `resample_gaps`: whether missing slices are interpolated between
-    their neighbours; else such a series is refused.
+    A series gives several scans where it holds several stacks, or volumes at the same positions that a header value
+    tells apart, and none where one of its files cannot be used; one that does not say what it is belongs to all
+    series in its folder. Files are read up to their pixels. `resample_gaps`: whether missing slices are interpolated
+    between their neighbours; else such a series is refused.
     """
     planes: list[Plane] = []
     skipped: list[Skipped] = []
@@ -121,10 +123,11 @@ def _scans_of_series(
         _check_whole(planes, broken)
         if several:
             _check_apart(groups)
-            extra = (*extra, f"one of {len(groups)} stacks of its series, which differ in geometry")
         elif len(groups) > 1:
-            strangers, notes = _strangers(groups[0], groups[1:])
-            skipped, extra, groups = [*skipped, *strangers], (*extra, *notes), groups[:1]
+            groups, strangers, notes = _without_strangers(groups)
+            skipped, extra = [*skipped, *strangers], (*extra, *notes)
+        if len(groups) > 1:
+            extra = (*extra, f"one of {len(groups)} stacks of its series, which differ in geometry")
     except ScanError as problem:
         return [], [*skipped, Skipped(_folder(planes), f"{_folder(planes)}: {problem}", failed=True)]
     scans: list[tuple[Scan, int | None]] = []
@@ -169,30 +172,35 @@ def _alike(planes: list[Plane]) -> list[list[Plane]]:
     return groups
 
 
-def _strangers(main: list[Plane], groups: list[list[Plane]]) -> tuple[list[Skipped], tuple[str, ...]]:
-    """The images of a series that are not like most of it, left out, with a note for the scan about each group.
+def _without_strangers(groups: list[list[Plane]]) -> tuple[list[list[Plane]], list[Skipped], tuple[str, ...]]:
+    """The stacks of a series: the first group, most of it, and those of at least `FEWEST` positions, sound or not.
 
-    Raises GeometryError where they lie where slices of the volume belong: without them it would be a part of itself.
+    The others are left out, with a note for the scans about each. Raises GeometryError where a group lies where slices
+    of a larger stack belong: without them it would be a part of itself.
     """
+    total = sum(map(len, groups))
+    stacks = groups[:1]
     skipped: list[Skipped] = []
     notes: list[str] = []
-    for group in groups:
-        kind = _differ(main[0], group[0]) or "geometry"
-        plane = _within(main, group)
-        if plane is not None:
-            raise GeometryError(
-                f"{len(group)} of {len(main) + sum(map(len, groups))} images have another {kind} than the rest "
-                f"({_numbers(plane, kind)} against {_numbers(main[0], kind)}), but lie in its stack, "
-                f"{plane.path.name} at {point(plane.position)} mm (LPS); export the series again, or move them away "
-                f"if they are no part of the scan"
-            )
-        reason = (
-            f"{len(group)} of {len(main) + sum(map(len, groups))} images of its series have another {kind} than the "
-            f"rest: not merged"
-        )
+    for group in groups[1:]:
+        for main in stacks:
+            kind = _differ(main[0], group[0]) or "geometry"
+            plane = _within(main, group)
+            if plane is not None:
+                raise GeometryError(
+                    f"{len(group)} of {total} images have another {kind} than the rest ({_numbers(plane, kind)} "
+                    f"against {_numbers(main[0], kind)}), but lie in its stack, {plane.path.name} at "
+                    f"{point(plane.position)} mm (LPS); export the series again, or move them away if they are no "
+                    f"part of the scan"
+                )
+        if len(levels(sorted(group, key=lambda plane: plane.along))) >= FEWEST:
+            stacks.append(group)
+            continue
+        kind = _differ(groups[0][0], group[0]) or "geometry"
+        reason = f"{len(group)} of {total} images of its series have another {kind} than the rest: not merged"
         skipped += [Skipped(path, reason) for path in dict.fromkeys(plane.path for plane in group)]
         notes.append(f"{len(group)} image(s) of the series with another {kind} left out")
-    return skipped, tuple(notes)
+    return stacks, skipped, tuple(notes)
 
 
 def _check_apart(groups: list[list[Plane]]) -> None:

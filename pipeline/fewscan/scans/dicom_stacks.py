@@ -70,14 +70,15 @@ def volumes(planes: list[Plane], with_gaps: bool = False) -> list[tuple[list[Pla
 def places(ordered: list[Plane]) -> tuple[int, ...]:
     """Where planes, in the order of position, lie on even steps of which some are left out; () where they do not.
 
-    A step is the smallest distance, or SpacingBetweenSlices where that is a whole part of it.
+    A step is the smallest distance, or SpacingBetweenSlices where that is a whole part of it and not the gap alone.
     """
     if len(ordered) < 2:
         return ()
     points = np.array([plane.position for plane in ordered])
     along = np.array([plane.along for plane in ordered])
     step, stated = float(np.diff(along).min()), ordered[0].stated_gap
-    if stated and step > 1.5 * stated and _equal(step, round(step / stated) * stated):
+    gap_alone = _is_gap_alone(ordered[0], step)
+    if stated and not gap_alone and step > 1.5 * stated and _equal(step, round(step / stated) * stated):
         step = stated
     steps = np.rint((along - along[0]) / step).astype(int)
     each = (points[-1] - points[0]) / steps[-1]
@@ -253,10 +254,9 @@ def _check_distance(ordered: list[Plane]) -> None:
     distance = (ordered[-1].along - ordered[0].along) / (len(ordered) - 1)
     stated, thickness = ordered[0].stated_gap, ordered[0].thickness
     if stated is not None:
-        gap_alone = thickness is not None and stated < 0.99 * thickness and _equal(distance, stated + thickness)
         times = max(2, round(distance / stated))
         missing = distance > 1.5 * stated if len(ordered) == 2 else _equal(distance, times * stated)
-        if missing and not gap_alone:
+        if missing and not _is_gap_alone(ordered[0], distance):
             guess = "every second slice" if times == 2 else f"{times - 1} of {times} slices"
             raise GeometryError(
                 f"{len(ordered)} slices lie {distance:.4g} mm apart, where SpacingBetweenSlices says {stated:.4g} mm; "
@@ -268,6 +268,14 @@ def _check_distance(ordered: list[Plane]) -> None:
             f"2 slices lie {distance:.4g} mm apart, where SliceThickness says {thickness:.4g} mm; slices between them "
             f"missing? Export the series again"
         )
+
+
+def _is_gap_alone(plane: Plane, distance: float) -> bool:
+    """Whether SpacingBetweenSlices of slices at this distance is what lies between them, without their thickness."""
+    stated, thickness = plane.stated_gap, plane.thickness
+    if stated is None or thickness is None or stated >= 0.99 * thickness:
+        return False
+    return _equal(distance, stated + thickness)
 
 
 def _equal(one: float, other: float) -> bool:
