@@ -130,7 +130,7 @@ def test_what_was_done_of_the_interpolated_stack_is_not_done_of_the_bare_one(tmp
     without(write(tmp_path / "scans", volume(shape=SHAPE)))
     (filled,) = find_scans(tmp_path / "scans", resample_gaps=True).scans
     bare = replace(filled, grid=replace(filled.grid, shape=(9, 7, 5)), planes=())
-    ledger = Ledger(tmp_path / "masks", {})
+    ledger = Ledger(tmp_path / "masks", {}, {})
     ledger.open(tmp_path / "scans")
     for scan, other in ((filled, bare), (bare, filled)):
         ledger.sign(scan, places(scan), [], {"voxels": list(scan.grid.shape)})
