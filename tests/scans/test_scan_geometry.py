@@ -163,6 +163,34 @@ def test_tiff_pages_go_up_whatever_imagej_says_of_their_distance(tmp_path, state
     np.testing.assert_array_equal(match_grid(pages.T, unsized, scan.grid, "x_seg.tif"), scan.read()[0])
 
 
+@pytest.mark.parametrize("unit", ["um", "micron", "mm"])
+def test_tiff_pages_of_imagej_without_a_distance_are_one_unit_apart(tmp_path, unit):
+    """ImageJ's FileSaver writes no `spacing` where that is 1."""
+    pages = np.random.default_rng(0).integers(0, 255, (4, 5, 7)).astype(np.uint8)
+    for name, more in (("unsaid", {}), ("said", {"spacing": 1.0})):
+        size = {"axes": "ZYX", "unit": unit, **more}
+        tifffile.imwrite(tmp_path / f"{name}.tif", pages, imagej=True, resolution=(10, 10), metadata=size)
+        assert tifffile.TiffFile(tmp_path / f"{name}.tif").imagej_metadata.get("spacing") == more.get("spacing")
+    unsaid, said = (open_scan([tmp_path / f"{name}.tif"]) for name in ("unsaid", "said"))
+    one = 1.0 if unit == "mm" else 0.001
+    np.testing.assert_allclose(unsaid.grid.affine, np.diag([-one / 10, -one / 10, one, 1]), rtol=1e-6)
+    np.testing.assert_array_equal(unsaid.grid.affine, said.grid.affine)
+    assert unsaid.notes == said.notes == ("voxel size from ImageJ metadata",)
+
+
+@pytest.mark.parametrize(("more", "mm"), [({}, 0.001), ({"spacing": 0.3}, 0.0003), ({"spacing": 0}, 0.0001)])
+def test_tiff_pages_that_share_one_directory_are_counted(tmp_path, more, mm):
+    """As ImageJ writes a stack above 4 GB: one directory, all pages behind it."""
+    pages = np.random.default_rng(0).integers(0, 255, (4, 5, 7)).astype(np.uint8)
+    size = {"axes": "ZYX", "unit": "um", **more}
+    tifffile.imwrite(tmp_path / "x.tif", pages, imagej=True, resolution=(10, 10), metadata=size, truncate=True)
+    assert len(tifffile.TiffFile(tmp_path / "x.tif").pages) == 1
+    scan = open_scan([tmp_path / "x.tif"])
+    np.testing.assert_array_equal(scan.read()[0].T, pages)
+    np.testing.assert_allclose(scan.grid.affine, np.diag([-0.0001, -0.0001, mm, 1]), rtol=1e-6)
+    assert ("pixel size is assumed" in scan.notes[0]) == (more.get("spacing") == 0)
+
+
 def test_tiff_takes_omes_size_and_no_size_without_a_unit(tmp_path):
     pages = np.zeros((4, 5, 7), np.uint8)
     size = {"PhysicalSizeX": 0.9, "PhysicalSizeXUnit": "mm", "PhysicalSizeY": 800.0, "PhysicalSizeYUnit": "µm"}
