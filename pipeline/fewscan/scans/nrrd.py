@@ -17,8 +17,8 @@ from fewscan.scans.nrrd_header import check_header
 from fewscan.scans.scan import Scan
 
 _UNSAID = (
-    "the header does not say which anatomical directions its axes have (no space, or one that ITK does not turn): left, "
-    "posterior, superior are assumed"
+    "the header does not say which anatomical directions its axes have (no space, or one that ITK does not turn): "
+    "left, posterior, superior are assumed"
 )
 
 
