@@ -17,7 +17,7 @@ from fewscan.errors import FormatError
 from fewscan.grid import LPS_FROM_RAS, Affine, Grid
 from fewscan.labels import LabelTable
 from fewscan.masks.slabs import equal, gzip_stream, in_file_order
-from fewscan.scans.nifti import read_into
+from fewscan.scans.nifti import has_other_pixdim, read_into
 from fewscan.scans.scan import Scan
 
 _GEOMETRY = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
@@ -45,7 +45,7 @@ def write(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable, prove
 
 
 def _header(kind: type[Any], values: NDArray[Any], scan: Scan) -> Any:
-    """The header of a mask: a NIfTI scan's own geometry, or the grid of any other."""
+    """The header of a mask: a NIfTI scan's own geometry, its pixdim put right, or the grid of any other."""
     source = _source_header(scan)
     affine = None if source is not None else scan.grid.affine
     header = kind(values, affine).header
@@ -59,6 +59,8 @@ def _header(kind: type[Any], values: NDArray[Any], scan: Scan) -> Any:
         for field in (*_GEOMETRY, *_ROWS):
             header[field] = source[field]
         header["pixdim"][:4] = source["pixdim"][:4]
+        if has_other_pixdim(source):
+            header["pixdim"][1:4] = scan.grid.spacing_mm  # ITK takes the axes of the s-form, but the size of pixdim
         header["xyzt_units"] = int(source["xyzt_units"]) & 0x07  # the space unit; a mask has no time
     header.set_slope_inter(1, 0)
     return header
