@@ -201,8 +201,8 @@ def _affine(path: Path, header: Any, affine: Affine) -> tuple[Affine, tuple[str,
     if has_other_pixdim(header):
         spacing, stated = (_sizes(sizes, 7) for sizes in _voxel_sizes(header))
         return affine, (
-            f"the s-form says voxels of {spacing} mm, pixdim {stated} mm: the s-form is taken, for the mask too; ITK and "
-            f"3D Slicer place the scan by pixdim",
+            f"the s-form says voxels of {spacing} mm, pixdim {stated} mm: the s-form is taken, for the mask too; ITK "
+            f"and 3D Slicer place the scan by pixdim",
         )
     return affine, ()
 
