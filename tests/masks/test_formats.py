@@ -113,6 +113,23 @@ def test_nifti_keeps_sform_and_qform_codes_and_no_scaling(tmp_path):
     np.testing.assert_array_equal(found.get_fdata(), mask(LARGE))
 
 
+def test_nifti_of_a_scan_with_a_rounded_pixdim_lies_on_it_for_every_reader(tmp_path):
+    """256 voxels of 0.9375 mm that pixdim calls 0.94: by pixdim, as ITK reads, the last lies 0.64 mm further."""
+    scan = nifti_scan(tmp_path, grid(np.diag([-1.0, -1.0, 1.0]), shape=(256, 6, 7), spacing=(0.9375, 0.8, 2.5)))
+    source = nibabel.load(scan.files[0])
+    header = source.header.copy()
+    header["pixdim"][1] = 0.94
+    nibabel.save(nibabel.Nifti1Image(np.asanyarray(source.dataobj), None, header), scan.files[0])
+    assert sitk.ReadImage(str(scan.files[0])).GetSpacing()[0] == pytest.approx(0.94)
+    scan = open_scan(scan.files)
+    assert "the s-form says voxels of 0.9375 x 0.8 x 2.5 mm, pixdim 0.94 x 0.8 x 2.5 mm" in scan.notes[0]
+    np.testing.assert_array_equal(scan.grid.affine, source.affine)
+    path, _ = write_mask(mask(shape=(256, 6, 7)), scan, TABLE, tmp_path / "m_seg", "nifti")
+    np.testing.assert_array_equal(nibabel.load(path).affine, source.affine)
+    one, other = (sitk.ReadImage(str(file)) for file in (path, scan.files[0]))
+    assert one.TransformIndexToPhysicalPoint((255, 5, 6)) == other.TransformIndexToPhysicalPoint((255, 5, 6))
+
+
 def test_nifti_without_orientation_stays_without(tmp_path):
     path = tmp_path / "scan.nii.gz"
     image = nibabel.Nifti1Image(mask().astype(np.int16), None)

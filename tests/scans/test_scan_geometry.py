@@ -14,6 +14,7 @@ from conftest import shared
 from fewscan.errors import ScanError
 from fewscan.grid import Grid
 from fewscan.scans import find_scans, match_grid, open_scan
+from fewscan.scans.nrrd_header import check_header
 from scans.dicom_series import write_series
 from scans.volumes import AFFINES, SHAPE, SPACING, bright_mm, image
 
@@ -76,6 +77,53 @@ def test_nrrd_in_other_units_than_mm_is_refused(tmp_path, units):
         np.testing.assert_allclose(open_scan([path]).grid.affine, AFFINES["oblique"], atol=1e-6)
 
 
+def write_nrrd(path, lines):
+    head = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 7 5 4\nkinds: domain domain domain\nendian: little\n"
+    values = image().astype("<i2").tobytes(order="F")
+    path.write_bytes(f"{head}encoding: raw\n{lines}\n\n".encode() + values)
+
+
+@pytest.mark.parametrize(
+    "units", ['"micron" "micron" "micron"', '"mm" "mm" "um"', '"mm" "mm" "mm"', '"pixel" "pixel" "pixel"', '"" "" ""']
+)
+def test_nrrd_whose_axes_have_other_units_than_mm_is_refused(tmp_path, units):
+    """NRRD's units axis by axis, beside `spacings`, as Fiji writes them."""
+    path = tmp_path / "x.nrrd"
+    write_nrrd(path, f"spacings: 0.5 0.5 1.0\nunits: {units}")
+    if "m" in units.replace("mm", ""):
+        with pytest.raises(ScanError, match=r"x\.nrrd: .*positions in (micron|um) \(units\).*save it in mm"):
+            open_scan([path])
+    else:
+        np.testing.assert_array_equal(open_scan([path]).grid.affine, np.diag([-0.5, -0.5, 1, 1]))
+
+
+def test_nrrd_units_of_an_axis_of_time_are_none_of_positions(tmp_path):
+    write_nrrd(tmp_path / "x.nrrd", 'units: "s" "mm" "mm"')
+    content = (tmp_path / "x.nrrd").read_bytes()
+    with pytest.raises(ScanError, match=r"positions in s \(units\)"):
+        check_header(tmp_path / "x.nrrd")
+    (tmp_path / "x.nrrd").write_bytes(content.replace(b"kinds: domain", b"kinds: time"))
+    assert check_header(tmp_path / "x.nrrd") == "NrrdImageIO"
+
+
+@pytest.mark.parametrize(
+    ("space", "sign"),
+    [
+        ("space: left-posterior-superior", -1), ("space: right-anterior-superior", 1), ("space: RAS", 1),
+        ("space: 3D-right-handed", None), ("space: 3D-left-handed", None), ("space: scanner-xyz", None),
+        ("space dimension: 3", None), (None, None),
+    ],
+)  # fmt: skip
+def test_nrrd_that_names_no_anatomical_directions_is_taken_as_itk_does_and_says_so(tmp_path, space, sign):
+    directions = "space directions: (0.5,0,0) (0,0.5,0) (0,0,1)\nspace origin: (0,0,0)"
+    write_nrrd(tmp_path / "x.nrrd", "spacings: 0.5 0.5 1" if space is None else f"{space}\n{directions}")
+    scan = open_scan([tmp_path / "x.nrrd"])
+    np.testing.assert_array_equal(scan.read()[0], image())
+    np.testing.assert_array_equal(scan.grid.affine, np.diag([0.5 * (sign or -1), 0.5 * (sign or -1), 1, 1]))
+    told = [note for note in scan.notes if "does not say which anatomical directions" in note]
+    assert len(told) == len(scan.notes) == (1 if sign is None else 0)
+
+
 @pytest.mark.parametrize("orientation", AFFINES)
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd"])
 def test_nrrd_and_metaimage_have_itks_positions(tmp_path, orientation, suffix):
@@ -83,6 +131,7 @@ def test_nrrd_and_metaimage_have_itks_positions(tmp_path, orientation, suffix):
     reference = itk_image(values, affine)
     SimpleITK.WriteImage(reference, str(tmp_path / f"x{suffix}"))
     scan = open_scan([tmp_path / f"x{suffix}"])
+    assert scan.notes == ()
     np.testing.assert_array_equal(scan.read()[0], values)
     np.testing.assert_allclose(scan.grid.affine, affine, atol=1e-6)
     corner = reference.TransformIndexToPhysicalPoint([n - 1 for n in SHAPE])
@@ -161,6 +210,34 @@ def test_tiff_pages_go_up_whatever_imagej_says_of_their_distance(tmp_path, state
     np.testing.assert_allclose(scan.grid.affine, np.diag([-0.0005, -0.0005, mm, 1]), rtol=1e-6)
     unsized = Grid(scan.grid.shape, np.diag([-1.0, -1.0, 1.0, 1.0]))  # a label that an editor saved
     np.testing.assert_array_equal(match_grid(pages.T, unsized, scan.grid, "x_seg.tif"), scan.read()[0])
+
+
+@pytest.mark.parametrize("unit", ["um", "micron", "mm"])
+def test_tiff_pages_of_imagej_without_a_distance_are_one_unit_apart(tmp_path, unit):
+    """ImageJ's FileSaver writes no `spacing` where that is 1."""
+    pages = np.random.default_rng(0).integers(0, 255, (4, 5, 7)).astype(np.uint8)
+    for name, more in (("unsaid", {}), ("said", {"spacing": 1.0})):
+        size = {"axes": "ZYX", "unit": unit, **more}
+        tifffile.imwrite(tmp_path / f"{name}.tif", pages, imagej=True, resolution=(10, 10), metadata=size)
+        assert tifffile.TiffFile(tmp_path / f"{name}.tif").imagej_metadata.get("spacing") == more.get("spacing")
+    unsaid, said = (open_scan([tmp_path / f"{name}.tif"]) for name in ("unsaid", "said"))
+    one = 1.0 if unit == "mm" else 0.001
+    np.testing.assert_allclose(unsaid.grid.affine, np.diag([-one / 10, -one / 10, one, 1]), rtol=1e-6)
+    np.testing.assert_array_equal(unsaid.grid.affine, said.grid.affine)
+    assert unsaid.notes == said.notes == ("voxel size from ImageJ metadata",)
+
+
+@pytest.mark.parametrize(("more", "mm"), [({}, 0.001), ({"spacing": 0.3}, 0.0003), ({"spacing": 0}, 0.0001)])
+def test_tiff_pages_that_share_one_directory_are_counted(tmp_path, more, mm):
+    """As ImageJ writes a stack above 4 GB: one directory, all pages behind it."""
+    pages = np.random.default_rng(0).integers(0, 255, (4, 5, 7)).astype(np.uint8)
+    size = {"axes": "ZYX", "unit": "um", **more}
+    tifffile.imwrite(tmp_path / "x.tif", pages, imagej=True, resolution=(10, 10), metadata=size, truncate=True)
+    assert len(tifffile.TiffFile(tmp_path / "x.tif").pages) == 1
+    scan = open_scan([tmp_path / "x.tif"])
+    np.testing.assert_array_equal(scan.read()[0].T, pages)
+    np.testing.assert_allclose(scan.grid.affine, np.diag([-0.0001, -0.0001, mm, 1]), rtol=1e-6)
+    assert ("pixel size is assumed" in scan.notes[0]) == (more.get("spacing") == 0)
 
 
 def test_tiff_takes_omes_size_and_no_size_without_a_unit(tmp_path):

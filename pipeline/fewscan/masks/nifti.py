@@ -82,13 +82,21 @@ def check(path: Path, values: NDArray[Any], scan: Scan, table: LabelTable) -> No
     directions = scan.grid.directions
     upright = np.abs(directions.T @ directions - np.eye(3)).max() < _ITK_COSINE
     if upright and not isinstance(image, nibabel.Nifti2Image):
-        _check_with_itk(path, values, _affine(scan), placed=source is None or _is_placed(source))
+        _check_with_itk(path, values, _affine_of_itk(scan), placed=source is None or _is_placed(source))
 
 
 def _affine(scan: Scan) -> Affine:
     """As the scan's own header says it."""
     source = _source_header(scan)
     affine: Affine = scan.grid.affine if source is None else source.get_best_affine()
+    return affine
+
+
+def _affine_of_itk(scan: Scan) -> Affine:
+    """As ITK reads the scan: with the axes of the s-form and the sizes of pixdim, which may be rounded."""
+    source, affine = _source_header(scan), _affine(scan).copy()
+    if source is not None:
+        affine[:3, :3] *= np.abs(source["pixdim"][1:4]) / np.linalg.norm(affine[:3, :3], axis=0)
     return affine
 
 
@@ -130,7 +138,7 @@ def _check_with_itk(path: Path, values: NDArray[Any], affine: Affine, placed: bo
     difference = Grid(values.shape, LPS_FROM_RAS @ seen).differs_from(Grid(values.shape, affine))
     if placed and difference:
         raise FormatError(
-            f"{path.name}: ITK, and so 3D Slicer, places the mask elsewhere than nibabel does: {difference}; "
+            f"{path.name}: ITK, and so 3D Slicer, places the mask elsewhere than the scan: {difference}; "
             f"does the scan's header hold two different orientations (qform and sform)?"
         )
 

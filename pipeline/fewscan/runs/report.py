@@ -53,6 +53,7 @@ def write_report(folder: Path, report: Report, header: Mapping[str, Any]) -> Non
     """Write `report.json` and `report.csv` into a folder.
 
     `header` says which run it was, and first, under `validation`, how good the bundle is (`fewscan.runs.estimate`).
+    Of pictures that say no voxel size, or no thickness, `ml` is empty; `label_voxels` counts the voxels of each label.
     """
     counts = Counter(row["status"] for row in report.rows)
     content = {
@@ -73,10 +74,11 @@ def _table(rows: Sequence[dict[str, Any]], validation: str) -> str:
     """The rows as CSV, for a spreadsheet; each says how good the bundle is, for rows are copied one by one."""
     text = io.StringIO(newline="")
     columns = csv.writer(text)
-    columns.writerow(["validation", "scan", "status", "seconds", "masks", "ml", "reason or notes"])
+    columns.writerow(["validation", "scan", "status", "seconds", "masks", "ml", "label voxels", "reason or notes"])
     for row in rows:
         told = row.get("reason") or "; ".join(row.get("notes", []))
         ml = "; ".join(f"{name} {volume:g}" for name, volume in row.get("ml", {}).items())
+        voxels = "; ".join(f"{name} {count}" for name, count in row.get("label_voxels", {}).items())
         masks = "; ".join(row.get("masks", []))
-        columns.writerow([validation, row["scan"], row["status"], row.get("seconds", ""), masks, ml, told])
+        columns.writerow([validation, row["scan"], row["status"], row.get("seconds", ""), masks, ml, voxels, told])
     return text.getvalue()

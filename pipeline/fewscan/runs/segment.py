@@ -28,6 +28,7 @@ from fewscan.runs.predictor import Predictor, read_settings
 from fewscan.runs.report import Report, failed_row, write_report
 from fewscan.scans import Scan, Skipped, find_scans
 from fewscan.scans.find import refuse_equal_names
+from fewscan.training.fingerprint import says_spacing
 
 
 def segment(
@@ -167,14 +168,15 @@ def _one(
                 outputs.append(picture)
             except Exception as problem:  # a picture for the eye: the mask is complete without it
                 notes.append(f"no overlay: {first_line(problem)}")
-        voxel_ml = scan.grid.voxel_mm3 / 1000
+        spacing, voxel_ml = _known_size(scan)
         counts = count_values(values, int(table.values.max()) + 1)
         details = {
             "seconds": round(time.monotonic() - started, 2),
             "format": scan.format,
             "voxels": list(scan.grid.shape),
-            "spacing_mm": [round(s, 5) for s in scan.grid.spacing_mm],
-            "ml": {label.name: round(float(counts[label.value]) * voxel_ml, 4) for label in table},
+            "spacing_mm": spacing,
+            "label_voxels": {label.name: int(counts[label.value]) for label in table},
+            "ml": {label.name: round(float(counts[label.value]) * voxel_ml, 4) for label in table} if voxel_ml else {},
             "notes": notes,
         }
         receipt = ledger.sign(scan, seen, outputs, details)
@@ -221,6 +223,16 @@ def _make_way(
     return valid, former, notes
 
 
+def _known_size(scan: Scan) -> tuple[list[float | None] | None, float | None]:
+    """Spacing in mm and volume in ml of a voxel, None where the file says none: one picture has no thickness."""
+    if not says_spacing(scan.format, scan.grid.spacing_mm):
+        return None, None
+    i, j, k = (round(s, 5) for s in scan.grid.spacing_mm)
+    if scan.format in ("png", "tiff") and scan.grid.shape[2] == 1:
+        return [i, j, None], None
+    return [i, j, k], scan.grid.voxel_mm3 / 1000
+
+
 def _check_formats(wanted: Mapping[Scan, Sequence[str]]) -> dict[Scan, FormatError]:
     """The series that have no FrameOfReferenceUID, which DICOM-SEG asks for, with the reason: the others are done.
 
@@ -257,7 +269,8 @@ def _sweep(stem: Path) -> None:
 
 
 def _row(receipt: dict[str, Any]) -> dict[str, Any]:
-    row = {key: receipt[key] for key in ("scan", "seconds", "format", "voxels", "spacing_mm", "ml", "notes")}
+    keys = ("scan", "seconds", "format", "voxels", "spacing_mm", "label_voxels", "ml", "notes")
+    row = {key: receipt[key] for key in keys if key in receipt}  # older receipts lack label_voxels
     return {**row, "masks": list(receipt["outputs"])}
 
 

@@ -114,7 +114,7 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
             notes.append("an opaque alpha channel is dropped")
             found -= 1
         pages = int(np.prod([sizes.get(axis, 1) for axis in "ZIQ"]))
-        spacing, source = _tiff_spacing(file)
+        spacing, source = _tiff_spacing(file, pages)
         if source:
             notes.append(source)
         if label and found == 3:
@@ -356,8 +356,11 @@ def _arranged(data: NDArray[Any], axes: str) -> NDArray[Any]:
     return data.transpose(order).reshape(channels, sizes["X"], sizes["Y"], pages)
 
 
-def _tiff_spacing(file: Any) -> tuple[tuple[float, float, float], str | None]:
-    """Voxel size in mm and the note that says where it is from; 1 mm and None where no unit is stated."""
+def _tiff_spacing(file: Any, pages: int) -> tuple[tuple[float, float, float], str | None]:
+    """Voxel size in mm and the note that says where it is from; 1 mm and None where no unit is stated.
+
+    `pages` are those along k: a file may hold several in one directory, or channels in several.
+    """
     x, y, z, source = 1.0, 1.0, None, None
     tags = file.pages[0].tags
     if file.is_ome and file.ome_metadata:
@@ -369,14 +372,15 @@ def _tiff_spacing(file: Any) -> tuple[tuple[float, float, float], str | None]:
         per_unit = _resolution(tags)
         if per_unit:
             x, y = factor / per_unit[0], factor / per_unit[1]
-            distance = _length(file.imagej_metadata.get("spacing"))  # below 0 where the stage went down
+            unsaid = 1 if pages > 1 and "ImageJ" in file.imagej_metadata else None  # ImageJ leaves a distance of 1 out
+            distance = _length(file.imagej_metadata.get("spacing", unsaid))  # below 0 where the stage went down
             z, source = (distance * factor if distance else None), "ImageJ metadata"
     elif "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3 and (per_cm := _resolution(tags)):
         x, y, source = 10 / per_cm[0], 10 / per_cm[1], "resolution per cm"  # inches are those of print and screens
     if source is None:
         return (1.0, 1.0, 1.0), None
     note = f"voxel size from {source}"
-    if z is None and len(file.pages) > 1:
+    if z is None and pages > 1:
         return (x, y, x), f"{note}; it does not say how far the pages are apart: the pixel size is assumed"
     return (x, y, z or 1.0), note
 

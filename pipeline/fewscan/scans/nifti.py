@@ -29,7 +29,8 @@ _DAMAGE: tuple[Any, ...] = (OSError, EOFError, ValueError, zlib.error, isal_zlib
 def open_nifti(path: Path, name: str, channels: Sequence[str] = ("image",)) -> Scan:
     """The scan in a `.nii` or `.nii.gz` file; only the header is read.
 
-    The affine is the s-form, else the q-form, as nibabel chooses. Several channels lie along the fourth axis.
+    The affine is the s-form, else the q-form, as nibabel chooses; a note says where pixdim is slightly off the s-form.
+    Several channels lie along the fourth axis.
     Raises ScanError where the file is broken, is a time series, or holds another number of volumes than `channels`;
     GeometryError where s-form and q-form disagree, or the s-form and the voxel size.
     """
@@ -197,7 +198,32 @@ def _affine(path: Path, header: Any, affine: Affine) -> tuple[Affine, tuple[str,
     _check_voxel_size(path, header)
     if np.array_equal(affine, np.eye(4)):
         return affine, ("the affine in the header is exactly the identity: it may be a placeholder",)
+    if has_other_pixdim(header):
+        spacing, stated = (_sizes(sizes, 7) for sizes in _voxel_sizes(header))
+        return affine, (
+            f"the s-form says voxels of {spacing} mm, pixdim {stated} mm: the s-form is taken; ITK and 3D Slicer take "
+            f"pixdim, for a NIfTI mask as for the scan",
+        )
     return affine, ()
+
+
+def has_other_pixdim(header: Any) -> bool:
+    """Whether a corner of the scan lies elsewhere by pixdim, near as it is, than by the s-form, which has right angles.
+
+    Elsewhere means half of what `Grid.differs_from` lets pass. A q-form has its size from pixdim.
+    """
+    grid = Grid(_spatial(header.get_data_shape()), header.get_best_affine())
+    if int(header["qform_code"]) > 0 or not grid.is_orthogonal:
+        return False
+    spacing, stated = _voxel_sizes(header)
+    moved = [(n - 1) * abs(a - b) for n, a, b in zip(grid.shape, spacing, stated, strict=True) if n > 1]
+    return math.hypot(*moved) > 0.005 * min(spacing)
+
+
+def _voxel_sizes(header: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Along i, j, k, in mm: of the affine, and of pixdim."""
+    grid = Grid(_spatial(header.get_data_shape()), header.get_best_affine())
+    return grid.spacing_mm, tuple(abs(float(size)) for size in header["pixdim"][1:4])
 
 
 def _check_voxel_size(path: Path, header: Any) -> None:
@@ -210,8 +236,7 @@ def _check_voxel_size(path: Path, header: Any) -> None:
     grid = Grid(shape, header.get_best_affine())
     if not grid.is_orthogonal:
         return
-    spacing = grid.spacing_mm
-    stated = [abs(float(size)) for size in header["pixdim"][1:4]]
+    spacing, stated = _voxel_sizes(header)
     if any(n > 1 and abs(a - b) > 0.01 * a for n, a, b in zip(shape, spacing, stated, strict=True)):
         raise GeometryError(
             f"{path}: the s-form says voxels of {_sizes(spacing)} mm, pixdim {_sizes(stated)} mm. Readers differ in "
@@ -272,8 +297,8 @@ def _first_line(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {lines[0][:120]}" if lines else type(problem).__name__
 
 
-def _sizes(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{number:.4g}" for number in numbers)
+def _sizes(numbers: Sequence[float], digits: int = 4) -> str:
+    return " x ".join(f"{number:.{digits}g}" for number in numbers)
 
 
 def _times(numbers: tuple[int, ...]) -> str:

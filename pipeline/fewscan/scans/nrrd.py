@@ -16,6 +16,11 @@ from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.scans.nrrd_header import check_header
 from fewscan.scans.scan import Scan
 
+_UNSAID = (
+    "the header does not say which anatomical directions its axes have (no space, or one that ITK does not turn): "
+    "left, posterior, superior are assumed"
+)
+
 
 def open_nrrd(path: Path, name: str, channels: Sequence[str] = ("image",), label: bool = False) -> Scan:
     """The scan in an NRRD or MetaImage file; only the header is read.
@@ -75,7 +80,19 @@ def _grid(path: Path, size: tuple[int, ...], reader: Any) -> tuple[Grid, tuple[s
         raise GeometryError(f"{path}: {problem}") from None
     if np.array_equal(grid.affine, LPS_FROM_RAS):
         return grid, ("the header gives no geometry: 1 mm voxels along left, posterior, superior are assumed",)
-    return grid, ()
+    return grid, () if _says_directions(reader) else (_UNSAID,)
+
+
+def _says_directions(reader: Any) -> bool:
+    """Whether axes run to left, posterior, superior by what the file says, not for want of it.
+
+    ITK brings the spaces RAS and LAS of NRRD to LPS; axes of `3D-right-handed`, `scanner-xyz` or no space it leaves as
+    they are. MetaImage has no other space.
+    """
+    if reader.GetImageIO() != "NrrdImageIO":
+        return True
+    space: str = reader.GetMetaData("NRRD_space") if reader.HasMetaDataKey("NRRD_space") else ""
+    return space.startswith("left-posterior-superior")
 
 
 def itk_reader(path: Path) -> Any:

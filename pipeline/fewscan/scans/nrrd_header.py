@@ -37,8 +37,10 @@ _ENCODINGS = {
 }  # fmt: skip
 
 
-_MM = {"", "???", "none", "mm", "millimeter", "millimeters", "millimetre", "millimetres"}
-"""Space units that are mm, or say nothing."""
+_MM = {"", "???", "none", "pixel", "pixels", "mm", "millimeter", "millimeters", "millimetre", "millimetres"}
+"""Units that are mm, or say nothing."""
+_ALONG_SPACE = {"domain", "space", "???", "none"}
+"""Kinds of axes along which positions are counted; others are of time, colours and the like."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,27 @@ def _nrrd(path: Path, start: bytes) -> _Header:
         dimension, type_name, encoding = int(fields["dimension"]), fields["type"], fields["encoding"].lower()
     except (KeyError, ValueError):
         raise ScanError(f"{path}: the header lacks type, dimension, sizes or encoding, or has letters there") from None
-    units = {unit.strip().lower() for unit in re.findall('"([^"]*)"', fields.get("spaceunits", ""))} - _MM
-    if units:
-        raise GeometryError(
-            f"{path}: the header gives positions in {' and '.join(sorted(units))} (space units), which readers take "
-            f"for mm; save it in mm"
-        )
+    _check_units(path, fields)
     if len(sizes) != dimension:
         raise ScanError(f"{path}: the header says {dimension} dimensions, but {len(sizes)} sizes")
     data = tuple(listed) or _named(path, fields.get("datafile", "LOCAL"))
     if blank is None and not data:
         raise ScanError(f"{path}: is cut short: the header has no end")
     return _checked(path, sizes, type_name, encoding, data, blank.end() if blank else len(start))
+
+
+def _check_units(path: Path, fields: dict[str, str]) -> None:
+    """Refuse positions in other units than mm: of the space, or axis by axis where there is none."""
+    said = re.findall('"([^"]*)"', fields.get("units", ""))
+    kinds = [*fields.get("kinds", "").lower().split(), *["???"] * len(said)]
+    along = [unit for unit, kind in zip(said, kinds, strict=False) if kind in _ALONG_SPACE][:3]  # a fourth: channels
+    for field, stated in (("space units", re.findall('"([^"]*)"', fields.get("spaceunits", ""))), ("units", along)):
+        units = {unit.strip().lower() for unit in stated} - _MM
+        if units:
+            raise GeometryError(
+                f"{path}: the header gives positions in {' and '.join(sorted(units))} ({field}), which readers take "
+                f"for mm; save it in mm"
+            )
 
 
 def _meta(path: Path, start: bytes) -> _Header:
