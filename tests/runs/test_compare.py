@@ -192,6 +192,34 @@ def test_a_model_that_was_trained_anew_is_scored_anew(data, tmp_path):
     assert "has not plateaued" not in (output / "index.html").read_text(encoding="utf-8")
 
 
+def test_scores_of_labels_that_changed_are_not_repeated(data, straight, tmp_path, capsys):
+    """The same cases in another folder are the same comparison; with one label mended they are not."""
+    shutil.copytree(straight[0], tmp_path / "report")
+    shutil.copytree(data, tmp_path / "data")
+    compare(tmp_path / "data", tmp_path / "report", networks=NETWORKS, steps=6, device="cpu")
+    assert "6 done before" in capsys.readouterr().out
+    assert comparable(result_of(tmp_path / "report")["table"]) == comparable(result_of(straight[0])["table"])
+    file = tmp_path / "data" / "labels" / "case2.nii.gz"
+    image = nibabel.load(file)
+    mended = np.array(image.dataobj)
+    mended[tuple(np.argwhere(mended)[0])] = 0
+    nibabel.save(nibabel.Nifti1Image(mended, image.affine), file)
+    with pytest.raises(BundleError, match="holds a comparison with another image or label of case2; choose another"):
+        compare(tmp_path / "data", tmp_path / "report", networks=NETWORKS, steps=6, device="cpu")
+
+
+def test_a_comparison_goes_on_with_the_data_that_it_read(data, tmp_path, monkeypatch):
+    """Begun in one folder, it trains on another one with the same cases, where the first is there no more."""
+    for name in ("one", "other"):
+        shutil.copytree(data, tmp_path / name)
+    output = tmp_path / "report"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stop_in_training(patched, 1)
+        compare(tmp_path / "one", output, networks=["fcn"], steps=2, quick=True, device="cpu")
+    shutil.rmtree(tmp_path / "one")
+    assert compare(tmp_path / "other", output, networks=["fcn"], steps=2, quick=True, device="cpu")["done"] == 1
+
+
 def test_a_test_case_among_the_training_cases_is_refused(data, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +19,21 @@ from fewscan.runs.compare_table import initialisation_of, mode_of, row_of
 from fewscan.runs.folds import Fold, make_folds
 from fewscan.runs.measure import gmac, network_of, parameters, patch_memory, seconds_per_step
 from fewscan.runs.predictor import Predictor, read_settings
-from fewscan.runs.records import NEVER, duration, is_trained, kept_record, training_record, usual_device, write_json
+from fewscan.runs.records import (
+    DATA,
+    NEVER,
+    duration,
+    is_trained,
+    kept_record,
+    other_content,
+    training_record,
+    usual_device,
+    write_json,
+)
 from fewscan.runs.score import label_reading, refuse_trained_on, score_cases
 from fewscan.scans.walk import MARKER
 from fewscan.training.alike import near_identical
+from fewscan.training.fingerprint import CaseFingerprint
 from fewscan.training.material import Material, read_material
 from fewscan.training.plan import write_plan
 from fewscan.training.run import train
@@ -103,6 +115,7 @@ def compare(
     spec = {**asdict(budget), "device": device or usual_device(), "dims": dims, "merge_masks": merge_masks}
     spec |= {"learning_rates": {network: list(rates.values()) for network, rates in LEARNING_RATE.items()}}
     spec |= {"seed": seed, "folds": [{"training": training, "test": tested} for training, tested in listed]}
+    spec[DATA] = {case.name: _content(material.looks[case.name]) for case in material.cases.cases}
     _open(output, spec)
 
     work = [(network, number) for number in range(1, len(listed) + 1) for network in networks]
@@ -155,6 +168,11 @@ def groups_of(material: Material) -> tuple[list[str], str]:
     return joined, f"{how}; near-identical images stay together"
 
 
+def _content(look: CaseFingerprint) -> str:
+    """Hash of image, label and voxel size as they were read."""
+    return hashlib.sha256(f"{look.image_sha256} {look.label_sha256} {look.spacing_mm}".encode()).hexdigest()
+
+
 def _check(
     networks: Sequence[str], minutes: float | None, steps: int | None, folds: int | None, test: Sequence[str]
 ) -> None:
@@ -185,6 +203,8 @@ def _open(output: Path, spec: Mapping[str, Any]) -> None:
         for key, value in spec.items():
             if before.get(key) != value:
                 shown = "other cases" if key == "folds" else f"{key} {before.get(key)}, now it is {value}"
+                if key == DATA:
+                    shown = other_content(before.get(key), value)
                 raise BundleError(f"{output}: holds a comparison with {shown}; choose another --output")
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -221,7 +241,7 @@ def _train_and_score(
     config = read_json(bundle / "configs" / "train.json")
     refuse_trained_on(read_json(bundle / "configs" / "datalist.json"), material.root, fold.test)
     if not is_trained(bundle / "models"):
-        train(bundle, device=device)
+        train(bundle, device=device, data=material.root)  # what was read: the bundle may name its former place
     predictor, settings = Predictor(bundle, device), read_settings(bundle)
     patch = tuple(config["patch"])
     macs = gmac(network_of(bundle), (1, len(config["channels"]), *patch))

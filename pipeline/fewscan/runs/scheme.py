@@ -23,6 +23,7 @@ from fewscan.scans import Case, Scan, match_grid, open_scan, read_label
 from fewscan.scans.cases import case_name, entry_stem
 from fewscan.scans.labels import read_instances
 from fewscan.training.alike import Thumbnail, near_identical, stack_correlation
+from fewscan.training.material import digest
 from fewscan.training.split import group_cases, join_groups, read_groups
 
 
@@ -32,6 +33,8 @@ class Look:
 
     thumbnail: Thumbnail
     small_piece_mm3: float | None
+    sha256: str
+    """Of image, label and grid as they were read."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,23 @@ def look_at(
     left_out = []
     for case in tqdm(cases, desc="reading cases", unit="case", leave=False):
         try:
-            scan, truth = _read(case, settings, table, config)
-            thumbnail = Thumbnail.of(scan.grid.in_lps(scan.read()))  # a copy may have other axes in its file
-            looks[case.name] = Look(thumbnail, small_piece_mm3(truth, scan.grid.voxel_mm3))
+            looks[case.name] = _look(case, settings, table, config)
         except (FewscanError, OSError) as problem:
             print(f"left out {case.name}: {problem}")
             left_out.append({"case": case.name, "reason": str(problem)})
     if not looks:
         raise BundleError(f"none of the {len(cases)} labelled cases can be used; the reasons stand above")
     return looks, left_out
+
+
+def _look(case: Case, settings: Mapping[str, Any], table: LabelTable, config: Mapping[str, Any]) -> Look:
+    scan, truth = _read(case, settings, table, config)
+    image = scan.read()
+    seen = [*image, truth, scan.grid.affine]
+    if config.get("merge_masks") and config.get("border_weights"):  # these see which object a voxel is of
+        seen.append(read_instances(case.label, config.get("unlabelled"))[0])
+    thumbnail = Thumbnail.of(scan.grid.in_lps(image))  # a copy may have other axes in its file
+    return Look(thumbnail, small_piece_mm3(truth, scan.grid.voxel_mm3), digest(*seen))
 
 
 def _read(

@@ -25,7 +25,17 @@ from fewscan.runs.correct import HISTORY
 from fewscan.runs.estimate import in_words, length_in_words, settings_hash, write_estimate
 from fewscan.runs.measure import seconds_per_step
 from fewscan.runs.predictor import Predictor, read_settings
-from fewscan.runs.records import NEVER, duration, is_trained, kept_record, training_record, usual_device, write_json
+from fewscan.runs.records import (
+    DATA,
+    NEVER,
+    duration,
+    is_trained,
+    kept_record,
+    other_content,
+    training_record,
+    usual_device,
+    write_json,
+)
 from fewscan.runs.scheme import Look, Part, Scheme, labelled_cases, look_at, part_cases
 from fewscan.runs.score import (
     EVERYTHING,
@@ -104,6 +114,7 @@ def validate(
     device_name = device or usual_device()
     folds_by_name = [[[case.name for case in cases] for cases in (part.training, part.test)] for part in scheme.parts]
     spec = {"settings_sha256": settings_hash(bundle), "budget": budget, "device": device_name, "folds": folds_by_name}
+    spec[DATA] = {case.name: looks[case.name].sha256 for case in cases}
     run = _Run(bundle, output, config, settings, table, scheme, looks, budget, device, seed)
     jobs = [_Job(number, None, part) for number, part in enumerate(scheme.parts, start=1)]
     try:
@@ -158,6 +169,8 @@ def _open(output: Path, spec: Mapping[str, Any]) -> None:
         for key, value in spec.items():
             if before.get(key) != value:
                 shown, way_out = words.get(key, f"{key} {before.get(key)}, now it is {value}"), ""
+                if key == DATA:
+                    shown = other_content(before.get(key), value)
                 if key == "budget":
                     begun = before.get(key) or {}
                     shown = f"trainings of {_each(begun)} each, now they are to take {_each(value)}"
