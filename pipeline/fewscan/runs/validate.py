@@ -52,6 +52,7 @@ from fewscan.scans.data_lists import list_entry, relative
 from fewscan.scans.walk import MARKER
 from fewscan.training.fingerprint import read_fingerprint
 from fewscan.training.run import train
+from fewscan.training.stages import length_trained
 
 FOLDER = "validation"
 """Of a bundle: the fold bundles, their scores, and the report."""
@@ -145,15 +146,18 @@ def _budget(bundle: Path, config: Mapping[str, Any], minutes: float | None) -> t
     """Settings of train.json for each fold, and in words.
 
     The bundle's length is that of its train.json, or the minutes that its training was given. Rounds of corrections
-    go on from a model and are shorter: a fold, which starts from nothing, does not follow them.
+    go on from a model and are shorter: a fold, which starts from nothing, does not follow them. Of a training in
+    stages it is that of all together.
     """
     steps, own = config["epochs"] * config["steps_per_epoch"], config.get("minutes")
-    record = bundle / "models" / "training.json"
-    if record.exists() and not (bundle / HISTORY).exists():
-        own = read_json(record).get("minutes_given") or own
+    trained = None if (bundle / HISTORY).exists() else length_trained(bundle / "models")
+    own = own if trained is None else trained.minutes or own
     used = own if minutes is None else minutes
     budget = {key: config[key] for key in ("epochs", "steps_per_epoch")} if used is None else {"minutes": used}
-    return budget, length_in_words(used, steps)
+    words = length_in_words(used, steps)
+    if trained is not None and trained.in_stages:
+        print(f"the bundle was trained in stages; each fold takes {words} in one go")
+    return budget, words
 
 
 def _each(budget: Mapping[str, Any]) -> str:
