@@ -107,7 +107,7 @@ def look_at(
 def _look(case: Case, settings: Mapping[str, Any], table: LabelTable, config: Mapping[str, Any]) -> Look:
     scan, truth = _read(case, settings, table, config)
     image = scan.read()
-    seen = [*image, truth, scan.grid.affine]
+    seen: list[NDArray[Any]] = [*image, truth, scan.grid.affine]
     if config.get("merge_masks") and config.get("border_weights"):  # these see which object a voxel is of
         seen.append(read_instances(case.label, config.get("unlabelled"))[0])
     thumbnail = Thumbnail.of(scan.grid.in_lps(image))  # a copy may have other axes in its file
