@@ -192,6 +192,34 @@ def test_a_model_that_was_trained_anew_is_scored_anew(data, tmp_path):
     assert "has not plateaued" not in (output / "index.html").read_text(encoding="utf-8")
 
 
+def test_scores_of_labels_that_changed_are_not_repeated(data, straight, tmp_path, capsys):
+    """The same cases in another folder are the same comparison; with one label mended they are not."""
+    shutil.copytree(straight[0], tmp_path / "report")
+    shutil.copytree(data, tmp_path / "data")
+    compare(tmp_path / "data", tmp_path / "report", networks=NETWORKS, steps=6, device="cpu")
+    assert "6 done before" in capsys.readouterr().out
+    assert comparable(result_of(tmp_path / "report")["table"]) == comparable(result_of(straight[0])["table"])
+    file = tmp_path / "data" / "labels" / "case2.nii.gz"
+    image = nibabel.load(file)
+    mended = np.array(image.dataobj)
+    mended[tuple(np.argwhere(mended)[0])] = 0
+    nibabel.save(nibabel.Nifti1Image(mended, image.affine), file)
+    with pytest.raises(BundleError, match="holds a comparison with another image or label of case2; choose another"):
+        compare(tmp_path / "data", tmp_path / "report", networks=NETWORKS, steps=6, device="cpu")
+
+
+def test_a_comparison_goes_on_with_the_data_that_it_read(data, tmp_path, monkeypatch):
+    """Begun in one folder, it trains on another one with the same cases, where the first is there no more."""
+    for name in ("one", "other"):
+        shutil.copytree(data, tmp_path / name)
+    output = tmp_path / "report"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stop_in_training(patched, 1)
+        compare(tmp_path / "one", output, networks=["fcn"], steps=2, quick=True, device="cpu")
+    shutil.rmtree(tmp_path / "one")
+    assert compare(tmp_path / "other", output, networks=["fcn"], steps=2, quick=True, device="cpu")["done"] == 1
+
+
 def test_a_test_case_among_the_training_cases_is_refused(data, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -491,7 +519,43 @@ def test_copies_of_an_image_are_never_on_both_sides(tmp_path):
         save_nifti(tmp_path / "images" / f"{name}.nii.gz", image)
         save_nifti(tmp_path / "labels" / f"{name}.nii.gz", label)
     material = read_material(tmp_path)
-    folds, why = make_folds(material.cases.cases, tmp_path, grouping=groups_of(material))
+    grouping = groups_of(material)
+    folds, why = make_folds(material.cases.cases, tmp_path, grouping=(grouping.of_case, grouping.how))
     tested = sorted(tuple(case.name for case in fold.test) for fold in folds)
     assert tested == [("a", "b"), ("c", "d"), ("e", "f")] and "near-identical" in why
-    assert all(len(fold.training) == 4 for fold in folds)
+    assert all(len(fold.training) == 4 for fold in folds) and not grouping.warnings
+
+
+def write_scans(folder, images):
+    """One ball as the label of all, and what is in the images: {name: (20, 18, 16)}."""
+    label = ball((20, 18, 16), [9, 8, 7], 4)
+    for name, image in images.items():
+        save_nifti(folder / "images" / f"{name}.nii.gz", image.astype(np.int16), np.diag([-1.0, 1.1, 1.2, 1]))
+        save_nifti(folder / "labels" / f"{name}.nii.gz", label, np.diag([-1.0, 1.1, 1.2, 1]))
+    return folder
+
+
+def test_copies_on_both_sides_are_said(tmp_path):
+    image = np.random.default_rng(0).normal(500, 99, (20, 18, 16))
+    write_scans(tmp_path, {"a": image, "b": 2 * image, "c": 3 * image})
+    grouping = groups_of(read_material(tmp_path))
+    assert grouping.of_case == ("a", "b", "c")
+    assert grouping.warnings == ("all images are near-identical (a and b, a and c, b and c), so this is hardly a test",)
+
+
+def test_no_scan_beside_a_tested_one_is_trained_on(tmp_path, monkeypatch, capsys):
+    """Each scan shares half of its noise with the next; their names count 0 to 11, which is not their order."""
+    noise = np.random.default_rng(0).normal(250, 99, (13, 20, 18, 16))
+    data = write_scans(tmp_path / "data", {f"s{n}": noise[n] + noise[n + 1] for n in range(12)})
+    output, said = tmp_path / "report", "he images look like neighbouring slices of one stack: this holds for more"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        compare(data, output, networks=["unet"], steps=2, device="cpu")
+    folds = result_of(output)["folds"]
+    tested = [[int(name[1:]) for name in fold["test"]] for fold in folds]
+    assert tested == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9], [10, 11]]
+    for fold, numbers in zip(folds, tested, strict=True):
+        beside = {number + step for number in numbers for step in (-1, 0, 1)}
+        assert {int(name[1:]) for name in fold["training"]} == set(range(12)) - beside
+    assert f"T{said}" in (output / "index.html").read_text(encoding="utf-8") and f"t{said}" in capsys.readouterr().out
+    assert [said in warning for warning in result_of(output)["warnings"]] == [True]

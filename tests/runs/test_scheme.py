@@ -18,7 +18,7 @@ TABLE = LabelTable.from_json(["kidney"])
 
 def parted(images, names, groups=None, tmp_path=Path()):
     cases = [Case(name, (Path("data") / f"{name}.png",)) for name in names]
-    looks = {name: Look(Thumbnail.of(image), None) for name, image in zip(names, images, strict=True)}
+    looks = {name: Look(Thumbnail.of(image), None, "") for name, image in zip(names, images, strict=True)}
     return part_cases(cases, Path("data"), tmp_path, looks, {}, TABLE, {}, None, groups, 0)
 
 
@@ -90,6 +90,32 @@ def test_a_copy_with_other_axes_in_its_file_is_found(tmp_path):
     one, two = (open_scan(case.image) for case in cases)
     np.testing.assert_array_equal(one.grid.in_lps(one.read()), two.grid.in_lps(two.read()))
     assert not left_out and near_identical([looks["a"].thumbnail, looks["b"].thumbnail])
+
+
+def test_a_case_is_known_by_its_voxels(tmp_path):
+    """Not by the bytes of its files; by the place of the voxels too, and by the objects where borders count."""
+    image = np.random.default_rng(0).normal(500, 99, (9, 8, 7)).astype(np.int16)
+    label = np.zeros(image.shape, np.uint8)
+    label[2:7, 2:6, 2:5] = 1
+    parted = label.copy()
+    parted[2:4] *= 2
+    mended = label.copy()
+    mended[2, 2, 2] = 0
+
+    def known_by(label=label, image=image, ends="a.nii.gz", spacing=1.0, border=None):
+        files = tuple(tmp_path / folder / ends for folder in ("images", "labels"))
+        for file, array in zip(files, (image, label), strict=True):
+            save_nifti(file, array, np.diag([-1.0, -1, spacing, 1]))
+        config = {"merge_masks": "kidney", "border_weights": border}
+        looks, _ = look_at([Case("a", files[:1], files[1:])], {"channels": [{"name": "image"}]}, TABLE, config)
+        return looks["a"].sha256
+
+    same = known_by()
+    assert same == known_by(label.astype(np.int16), ends="a.nii") == known_by(parted)
+    changed = [known_by(mended), known_by(image=image + label), known_by(spacing=2.0)]
+    assert len({same, *changed}) == 4
+    border = {"height": 10.0, "sd": 5.0}
+    assert known_by(border=border) != known_by(parted, border=border)
 
 
 def test_copies_stay_together_unless_nothing_else_is_left():

@@ -270,6 +270,42 @@ def test_a_case_that_could_not_be_scored_is_scored_later(data, straight, tmp_pat
     assert result["failed"] == [] and comparable(result["cases"]) == comparable(straight[1]["cases"])
 
 
+def test_scores_of_labels_that_changed_are_not_repeated(data, straight, tmp_path, capsys):
+    """A label mended in place; then a corrected mask in the bundle, as `train --add` lists it instead of the label."""
+    home = tmp_path / "home"
+    shutil.copytree(data, home / "data")
+    bundle = bundle_of(home / "data", home / "bundle")
+    shutil.copytree(straight[0] / "validation", bundle / "validation")
+    marker = bundle / "validation" / "fewscan.json"
+    spec = {**read_json(marker), "settings_sha256": settings_hash(bundle)}
+    marker.write_text(json.dumps(spec))
+    file = home / "data" / "labels" / "case1.nii.gz"
+    image = nibabel.load(file)
+    label = np.array(image.dataobj)
+    mended = label.copy()
+    mended[tuple(np.argwhere(label)[0])] = 0
+    refused = "holds a validation with another image or label of case1; remove or rename that folder"
+    nibabel.save(nibabel.Nifti1Image(mended, image.affine), file)
+    with pytest.raises(BundleError, match=refused):
+        validate(bundle, device="cpu")
+    nibabel.save(nibabel.Nifti1Image(label, image.affine), file)
+    assert comparable(validate(bundle, device="cpu")["cases"]) == comparable(straight[1]["cases"])
+    assert "3 of 3 done before" in capsys.readouterr().out
+    estimate, listed = read_estimate(bundle), bundle / "configs" / "datalist.json"
+    corrected = bundle / "corrections" / "round-1" / "case1.nii.gz"
+    corrected.parent.mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(mended, image.affine), corrected)
+    text = listed.read_text().replace("labels/case1.nii.gz", "corrections/round-1/case1.nii.gz")
+    assert text != listed.read_text()
+    listed.write_text(text)
+    with pytest.raises(BundleError, match=refused):
+        validate(bundle, device="cpu")
+    assert read_estimate(bundle) == estimate  # and not bound to the new list
+    marker.write_text(json.dumps({key: value for key, value in spec.items() if key != "data_sha256"}))
+    with pytest.raises(BundleError, match="with no hash of its images and labels, for it is of an older version"):
+        validate(bundle, device="cpu")
+
+
 def test_never_validated_is_said(data, tmp_path):
     bundle = bundle_of(data, tmp_path / "bundle")
     assert in_words(bundle).startswith("never validated")

@@ -17,7 +17,9 @@ from fewscan.cli import main
 from fewscan.errors import BundleError
 from fewscan.files import sha256
 from fewscan.networks import FCN
+from fewscan.runs.estimate import in_words, write_estimate
 from fewscan.runs.segment import segment
+from fewscan.runs.validate import _budget
 from fewscan.training import TrainingRun
 from fewscan.training.plan import plan
 from fewscan.training.run import train
@@ -97,6 +99,32 @@ def test_the_command_ends_with_an_8s_that_came_from_16s_and_32s(staged):
     files = ["best.pt", "history.csv", "model.pt", "training.html", "training.json"]
     assert sorted(file.name for file in (models / "32s").iterdir()) == files
     assert sorted(file.name for file in models.iterdir()) == ["16s", "32s", *files]
+
+
+def test_a_fold_is_trained_as_long_as_all_stages_together_and_it_is_said(staged, bundle):
+    """Four epochs of two steps, shared by three stages; the same with 10 minutes of each; then without one of them."""
+    models, config = bundle / "models", read_json(bundle / "configs" / "train.json")
+    shutil.copytree(staged / "models", models, dirs_exist_ok=True)
+    dice = {"mean": 0.8, "sd": None, "worst": 0.7}
+    estimate = {"dice": dice, "cases": 4, "groups": 4, "scheme": "leave-one-out", "blocks": False, "models": []}
+    staging = "each fold was trained in one go, the bundle in stages"
+
+    def told(budget):
+        write_estimate(bundle, {**estimate, "budget": budget, "warnings": []})
+        return in_words(bundle).split("; ")[1:]
+
+    assert _budget(bundle, config, None) == ({"epochs": 4, "steps_per_epoch": 2}, "8 steps")
+    assert told("8 steps") == [staging]
+    assert told("4 steps") == [staging, "each fold was trained for 4 steps, the bundle for 8 steps"]
+    for name in ("32s", "16s", "."):
+        file = models / name / "training.json"
+        file.write_text(json.dumps({**read_json(file), "minutes_given": 10.0}))
+    assert _budget(bundle, config, None) == ({"minutes": 30.0}, "30 minute(s)")
+    assert told("30 minute(s)") == [staging]
+    assert told("10 minute(s)")[1:] == ["each fold was trained for 10 minute(s), the bundle for 30 minute(s)"]
+    shutil.rmtree(models / "16s")  # how long it took is not known any more
+    assert _budget(bundle, config, None) == ({"epochs": 4, "steps_per_epoch": 2}, "8 steps")
+    assert told("10 minute(s)") == [staging]
 
 
 def test_the_last_model_segments_as_any_other(staged, tmp_path):

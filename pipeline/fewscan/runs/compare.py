@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,18 +16,27 @@ from fewscan.bundle import read_json
 from fewscan.errors import BundleError
 from fewscan.runs.compare_page import write_csv, write_page
 from fewscan.runs.compare_table import initialisation_of, mode_of, row_of
-from fewscan.runs.folds import Fold, make_folds
+from fewscan.runs.folds import Fold, Grouping, find_groups, make_folds
 from fewscan.runs.measure import gmac, network_of, parameters, patch_memory, seconds_per_step
 from fewscan.runs.predictor import Predictor, read_settings
-from fewscan.runs.records import NEVER, duration, is_trained, kept_record, training_record, usual_device, write_json
+from fewscan.runs.records import (
+    DATA,
+    NEVER,
+    duration,
+    is_trained,
+    kept_record,
+    other_content,
+    training_record,
+    usual_device,
+    write_json,
+)
 from fewscan.runs.score import label_reading, refuse_trained_on, score_cases
 from fewscan.scans.walk import MARKER
-from fewscan.training.alike import near_identical
+from fewscan.training.fingerprint import CaseFingerprint
 from fewscan.training.material import Material, read_material
 from fewscan.training.plan import write_plan
 from fewscan.training.run import train
 from fewscan.training.settings import LEARNING_RATE, NETWORK_DEF
-from fewscan.training.split import group_cases, join_groups
 
 NETWORKS = tuple(NETWORK_DEF)
 MINUTES, QUICK_MINUTES = 10.0, 1.0
@@ -98,11 +108,13 @@ def compare(
     budget = Budget(None if steps else minutes or (QUICK_MINUTES if quick else MINUTES), steps)
     material = read_material(data, images, labels, include, exclude, merge_masks=merge_masks)
     grouping = groups_of(material)
-    parts, why = make_folds(material.cases.cases, material.root, folds, test, seed, grouping)
+    found = (grouping.of_case, grouping.how)
+    parts, why = make_folds(material.cases.cases, material.root, folds, test, seed, found, grouping.stack)
     listed = [[[case.name for case in part] for part in fold.parts] for fold in parts[: 1 if quick else None]]
     spec = {**asdict(budget), "device": device or usual_device(), "dims": dims, "merge_masks": merge_masks}
     spec |= {"learning_rates": {network: list(rates.values()) for network, rates in LEARNING_RATE.items()}}
     spec |= {"seed": seed, "folds": [{"training": training, "test": tested} for training, tested in listed]}
+    spec[DATA] = {case.name: _content(material.looks[case.name]) for case in material.cases.cases}
     _open(output, spec)
 
     work = [(network, number) for number in range(1, len(listed) + 1) for network in networks]
@@ -128,31 +140,30 @@ def compare(
     }
     waiting = [item for item in work if item not in records]
     print(f"{len(networks)} network(s) x {len(listed)} fold(s) ({why}), {budget} each; {len(records)} done before")
-    print(_forecast(output, waiting, budget, spec["device"]))
+    print("\n".join([*grouping.warnings, _forecast(output, waiting, budget, spec["device"])]))
 
-    groups = dict(zip((case.name for case in material.cases.cases), grouping[0], strict=True))
-    result = _publish(output, spec, why, networks, records, len(work))
+    groups = dict(zip((case.name for case in material.cases.cases), grouping.of_case, strict=True))
+    header = {**spec, "how": why, "warnings": list(grouping.warnings)}
+    result = _publish(output, header, networks, records, len(work))
     for network, number in waiting:
         print(f"{network}, fold {number} of {len(listed)}")
         memory = next((record["memory"] for (name, _), record in records.items() if name == network), None)
         fold = parts[number - 1]
         records[network, number] = _train_and_score(output, network, number, fold, material, device, groups, memory)
-        result = _publish(output, spec, why, networks, records, len(work))
+        result = _publish(output, header, networks, records, len(work))
     print(f"open {output / 'index.html'}")
     return {**result, "failed": [list(item) for item in material.failed]}
 
 
-def groups_of(material: Material) -> tuple[list[str], str]:
-    """For each case what it stays together with, and how that was found: patients, and near-identical images.
+def groups_of(material: Material) -> Grouping:
+    """What of the cases stays together: see `find_groups`."""
+    cases = material.cases.cases
+    return find_groups(cases, [material.previews[case.name].thumbnail for case in cases])
 
-    Where all cases would be one group by their likeness, it counts for nothing.
-    """
-    of_case, how = group_cases(material.cases.cases)
-    pairs = near_identical([material.previews[case.name].thumbnail for case in material.cases.cases])
-    joined = join_groups(of_case, [(one, other) for one, other, _ in pairs])
-    if not pairs or len(set(joined)) == 1:
-        return of_case, how
-    return joined, f"{how}; near-identical images stay together"
+
+def _content(look: CaseFingerprint) -> str:
+    """Hash of image, label and voxel size as they were read."""
+    return hashlib.sha256(f"{look.image_sha256} {look.label_sha256} {look.spacing_mm}".encode()).hexdigest()
 
 
 def _check(
@@ -185,6 +196,8 @@ def _open(output: Path, spec: Mapping[str, Any]) -> None:
         for key, value in spec.items():
             if before.get(key) != value:
                 shown = "other cases" if key == "folds" else f"{key} {before.get(key)}, now it is {value}"
+                if key == DATA:
+                    shown = other_content(before.get(key), value)
                 raise BundleError(f"{output}: holds a comparison with {shown}; choose another --output")
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -221,7 +234,7 @@ def _train_and_score(
     config = read_json(bundle / "configs" / "train.json")
     refuse_trained_on(read_json(bundle / "configs" / "datalist.json"), material.root, fold.test)
     if not is_trained(bundle / "models"):
-        train(bundle, device=device)
+        train(bundle, device=device, data=material.root)  # what was read: the bundle may name its former place
     predictor, settings = Predictor(bundle, device), read_settings(bundle)
     patch = tuple(config["patch"])
     macs = gmac(network_of(bundle), (1, len(config["channels"]), *patch))
@@ -252,19 +265,17 @@ def _train_and_score(
 
 def _publish(
     output: Path,
-    spec: Mapping[str, Any],
-    why: str,
+    header: Mapping[str, Any],
     networks: Sequence[str],
     records: Mapping[tuple[str, int], dict[str, Any]],
     planned: int,
 ) -> dict[str, Any]:
     """Write page, CSV and JSON of what is done so far; returns the JSON."""
     of = {name: [record for (owner, _), record in sorted(records.items()) if owner == name] for name in networks}
-    rows = [row_of(name, of[name], of[networks[0]], spec["seed"]) for name in networks]
+    rows = [row_of(name, of[name], of[networks[0]], header["seed"]) for name in networks]
     result = {
         "fewscan": __version__,
-        **spec,
-        "how": why,
+        **header,
         "planned": planned,
         "done": len(records),
         "table": rows,

@@ -72,6 +72,7 @@ def _page(result: Mapping[str, Any], pictures: Path) -> str:
         if result["done"] < result["planned"]
         else ""
     )
+    warned = "".join(f'<p class="warn">{html.escape(f"{w[0].upper()}{w[1:]}.")}</p>' for w in result["warnings"])
     if not rows:
         body = "<p>No training is done yet.</p>"
     else:
@@ -85,7 +86,7 @@ def _page(result: Mapping[str, Any], pictures: Path) -> str:
 <p>Each network was trained on the same cases, with the same augmentation, for {budget} on each of
 {len(result["folds"])} fold(s): {html.escape(result["how"])}. The settings were decided by the training cases. No test
 case was trained on, and none was scored before the training was over.</p>
-{unfinished}{body}
+{unfinished}{warned}{body}
 <p><small>fewscan {html.escape(result["fewscan"])}, seed {result["seed"]}, {html.escape(result["device"])}. All numbers:
 compare.json; the table: compare.csv; the trained bundles: bundles/. Research use.</small></p></html>
 """

@@ -15,6 +15,7 @@ from fewscan.files import replace_when_complete
 from fewscan.runs.correct import HISTORY
 from fewscan.scans import Scan
 from fewscan.training.fingerprint import differences, read_fingerprint, says_spacing
+from fewscan.training.stages import length_trained
 
 FILE = "models/validation.json"
 """Its place in a bundle."""
@@ -115,8 +116,13 @@ def _of_another_model(bundle: Path, estimate: Mapping[str, Any]) -> list[str]:
         told.append("the model was trained on other cases than the estimate is of")
     if (bundle / HISTORY).exists():  # rounds of corrections go on from a model: they have no length to compare
         return told
-    if trained:
-        own = length_in_words(trained["minutes_given"], trained["steps"])
+    length = length_trained(bundle / "models")
+    if length is not None:
+        if length.in_stages:
+            told.append("each fold was trained in one go, the bundle in stages")
+        if length.steps is None:
+            return told
+        own = length_in_words(length.minutes, length.steps)
     elif config.exists():
         planned = read_json(config)
         own = length_in_words(planned.get("minutes"), planned["epochs"] * planned["steps_per_epoch"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import numpy as np
 from fewscan.errors import PairingError
 from fewscan.scans import Case
 from fewscan.scans.content import is_wanted
-from fewscan.training.split import group_cases
+from fewscan.training.alike import Thumbnail, near_identical, stack_correlation
+from fewscan.training.split import group_cases, join_groups
 
 FOLDS = 5
 
@@ -32,6 +34,56 @@ class Fold:
     def parts(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         """(training, test)."""
         return self.training, self.test
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What of the cases stays on one side of a test."""
+
+    of_case: tuple[str, ...]
+    """The group of each case."""
+    how: str
+    """How the groups were found, in words."""
+    stack: bool
+    """Whether the cases look like slices of one stack, so that runs of them have to be tested (`in_order`)."""
+    warnings: tuple[str, ...]
+    """Why a test says less than it seems to."""
+
+
+def find_groups(
+    cases: Sequence[Case], thumbnails: Sequence[Thumbnail], table: Mapping[str, str] | None = None
+) -> Grouping:
+    """Groups by names and patients, or by the user's `table` (`group_cases`), joined where images are near-identical.
+
+    Where all cases would be one group by their likeness, it counts for nothing, and a warning says so.
+    """
+    of_case, how = group_cases(cases, table)
+    counted = [thumbnails[at] for at in _in_order(cases)]
+    stack = len(set(of_case)) == len(cases) and stack_correlation(counted) is not None
+    warnings: list[str] = []
+    pairs = near_identical(thumbnails)
+    if pairs:
+        names = ", ".join(f"{cases[one].name} and {cases[other].name}" for one, other, _ in pairs[:3])
+        more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+        joined = join_groups(of_case, [(one, other) for one, other, _ in pairs])
+        if len(set(joined)) > 1 or len(set(of_case)) == 1:
+            of_case, how = joined, f"{how}; near-identical images stay together: {names}{more}"
+        else:
+            warnings.append(f"all images are near-identical ({names}{more}), so this is hardly a test")
+    if stack:
+        warnings.append(
+            "the images look like neighbouring slices of one stack: this holds for more slices of it, not for another"
+        )
+    return Grouping(tuple(of_case), how, stack, tuple(warnings))
+
+
+def _in_order(cases: Sequence[Case]) -> list[int]:
+    """The numbers of the cases, in the order in which the numbers in their names count: `s2` before `s10`."""
+
+    def counted(at: int) -> list[tuple[str, int]]:
+        return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", cases[at].name)]
+
+    return sorted(range(len(cases)), key=counted)
 
 
 def make_folds(
@@ -56,8 +108,9 @@ def make_folds(
         test: patterns on a case's paths or file names; what matches is the test of one fold.
         seed: of the drawing.
         grouping: the group of each case and how it was found; None takes those of `group_cases`.
-        in_order: groups that follow each other are tested together, instead of drawn ones: slices of one stack. Those
-            on either side of a run are not trained on, as long as half of the others are left.
+        in_order: groups that follow each other, as the numbers in the names of their cases count, are tested together,
+            instead of drawn ones: slices of one stack. Those on either side of a run are not trained on, as long as
+            half of the others are left.
 
     Raises:
         PairingError: a fold would have nothing to train or to test on.
@@ -80,6 +133,9 @@ def make_folds(
         if both:
             why += f"; {len(both)} group(s) ({how}) have cases on both sides, which makes the test easier than it looks"
         return [fold], why
+    if in_order:  # neighbours in the stack have to be neighbours in the row of which runs are tested
+        order = _in_order(cases)
+        cases, groups = [cases[at] for at in order], [groups[at] for at in order]
     names = list(dict.fromkeys(groups))
     count = count or min(FOLDS, len(names))
     if not 2 <= count <= len(names):

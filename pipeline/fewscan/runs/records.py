@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from fewscan.files import replace_when_complete, sha256
 
 NEVER = 1_000_000
 """Epochs from one look at held-out cases to the next during training: they are scored at its end alone."""
+
+DATA = "data_sha256"
+"""By this name a run keeps {case: sha256 of its image and label}: scores of others are not repeated."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -27,6 +31,15 @@ def kept_record(file: Path, bundle: Path) -> dict[str, Any] | None:
         return None
     record: dict[str, Any] = read_json(file)
     return record if record["model_sha256"] == sha256(weights) else None
+
+
+def other_content(before: Mapping[str, str] | None, now: Mapping[str, str]) -> str:
+    """In words, of which cases image or label changed, by {case: sha256}; `before` None where no hash was kept."""
+    if before is None:
+        return "no hash of its images and labels, for it is of an older version"
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"another image or label of {', '.join(names[:3])}{more}"
 
 
 def is_trained(models: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +15,15 @@ from fewscan.bundle import locate, read_json, resolve
 from fewscan.errors import BundleError, FewscanError, PairingError
 from fewscan.labels import LabelTable
 from fewscan.runs.blocks import ENOUGH_SEEN, Block, choose_blocks, share_seen, write_training_scan
-from fewscan.runs.folds import make_folds
+from fewscan.runs.folds import find_groups, make_folds
 from fewscan.runs.postprocess import small_piece_mm3
 from fewscan.runs.score import label_reading
 from fewscan.scans import Case, Scan, match_grid, open_scan, read_label
 from fewscan.scans.cases import case_name, entry_stem
 from fewscan.scans.labels import read_instances
-from fewscan.training.alike import Thumbnail, near_identical, stack_correlation
-from fewscan.training.split import group_cases, join_groups, read_groups
+from fewscan.training.alike import Thumbnail
+from fewscan.training.material import digest
+from fewscan.training.split import read_groups
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Look:
 
     thumbnail: Thumbnail
     small_piece_mm3: float | None
+    sha256: str
+    """Of image, label and grid as they were read."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,23 @@ def look_at(
     left_out = []
     for case in tqdm(cases, desc="reading cases", unit="case", leave=False):
         try:
-            scan, truth = _read(case, settings, table, config)
-            thumbnail = Thumbnail.of(scan.grid.in_lps(scan.read()))  # a copy may have other axes in its file
-            looks[case.name] = Look(thumbnail, small_piece_mm3(truth, scan.grid.voxel_mm3))
+            looks[case.name] = _look(case, settings, table, config)
         except (FewscanError, OSError) as problem:
             print(f"left out {case.name}: {problem}")
             left_out.append({"case": case.name, "reason": str(problem)})
     if not looks:
         raise BundleError(f"none of the {len(cases)} labelled cases can be used; the reasons stand above")
     return looks, left_out
+
+
+def _look(case: Case, settings: Mapping[str, Any], table: LabelTable, config: Mapping[str, Any]) -> Look:
+    scan, truth = _read(case, settings, table, config)
+    image = scan.read()
+    seen: list[NDArray[Any]] = [*image, truth, scan.grid.affine]
+    if config.get("merge_masks") and config.get("border_weights"):  # these see which object a voxel is of
+        seen.append(read_instances(case.label, config.get("unlabelled"))[0])
+    thumbnail = Thumbnail.of(scan.grid.in_lps(image))  # a copy may have other axes in its file
+    return Look(thumbnail, small_piece_mm3(truth, scan.grid.voxel_mm3), digest(*seen))
 
 
 def _read(
@@ -140,31 +150,15 @@ def part_cases(
         if groups is not None:
             raise PairingError(f"{groups}: one scan alone is parted into blocks, not by groups; leave --groups out")
         return _into_blocks(cases[0], root, output, settings, table, config, count)
-    of_case, how = group_cases(cases, None if groups is None else read_groups(groups))
     thumbnails = [looks[case.name].thumbnail for case in cases]
-    counted = sorted(range(len(cases)), key=lambda at: _as_counted(cases[at].name))
-    stack = len(set(of_case)) == len(cases) and stack_correlation([thumbnails[at] for at in counted]) is not None
-    warnings = []
-    pairs = near_identical(thumbnails)
-    if pairs:
-        names = ", ".join(f"{cases[one].name} and {cases[other].name}" for one, other, _ in pairs[:3])
-        more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
-        joined = join_groups(of_case, [(one, other) for one, other, _ in pairs])
-        if len(set(joined)) > 1 or len(set(of_case)) == 1:
-            of_case, how = joined, f"{how}; near-identical images stay together: {names}{more}"
-        else:
-            warnings.append(f"all images are near-identical ({names}{more}), so this is hardly a test")
+    found = find_groups(cases, thumbnails, None if groups is None else read_groups(groups))
+    of_case, how, stack, warnings = found.of_case, found.how, found.stack, [*found.warnings]
     if len(set(of_case)) == 1:
         if groups is not None:
             raise PairingError(f"{groups}: puts all cases into one group, so nothing is left to test on")
         warnings.append(f"all cases belong to one group ({how}): this holds for more images of it, not for another")
-        of_case, how, stack = [case.name for case in cases], "each case by itself, for all are of one group", True
-    elif stack:
-        warnings.append(
-            "the images look like neighbouring slices of one stack: this holds for more slices of it, not for another"
-        )
-    if stack:  # neighbours in the stack have to be neighbours in the row of which runs are tested
-        cases, of_case = [cases[at] for at in counted], [of_case[at] for at in counted]
+        of_case, stack = tuple(case.name for case in cases), True
+        how = "each case by itself, for all are of one group"
     parts, words = make_folds(cases, root, count, (), seed, (of_case, how), in_order=stack)
     name = "leave-one-out" if len(parts) == len(set(of_case)) else f"{len(parts)} folds"
     return Scheme(
@@ -174,11 +168,6 @@ def part_cases(
         words,
         tuple(warnings),
     )
-
-
-def _as_counted(name: str) -> list[tuple[str, int]]:
-    """A key by which names are sorted as their numbers count: `s2` before `s10`."""
-    return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", name)]
 
 
 def _values_and_reading(

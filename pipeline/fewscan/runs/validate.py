@@ -25,7 +25,17 @@ from fewscan.runs.correct import HISTORY
 from fewscan.runs.estimate import in_words, length_in_words, settings_hash, write_estimate
 from fewscan.runs.measure import seconds_per_step
 from fewscan.runs.predictor import Predictor, read_settings
-from fewscan.runs.records import NEVER, duration, is_trained, kept_record, training_record, usual_device, write_json
+from fewscan.runs.records import (
+    DATA,
+    NEVER,
+    duration,
+    is_trained,
+    kept_record,
+    other_content,
+    training_record,
+    usual_device,
+    write_json,
+)
 from fewscan.runs.scheme import Look, Part, Scheme, labelled_cases, look_at, part_cases
 from fewscan.runs.score import (
     EVERYTHING,
@@ -42,6 +52,7 @@ from fewscan.scans.data_lists import list_entry, relative
 from fewscan.scans.walk import MARKER
 from fewscan.training.fingerprint import read_fingerprint
 from fewscan.training.run import train
+from fewscan.training.stages import length_trained
 
 FOLDER = "validation"
 """Of a bundle: the fold bundles, their scores, and the report."""
@@ -104,6 +115,7 @@ def validate(
     device_name = device or usual_device()
     folds_by_name = [[[case.name for case in cases] for cases in (part.training, part.test)] for part in scheme.parts]
     spec = {"settings_sha256": settings_hash(bundle), "budget": budget, "device": device_name, "folds": folds_by_name}
+    spec[DATA] = {case.name: looks[case.name].sha256 for case in cases}
     run = _Run(bundle, output, config, settings, table, scheme, looks, budget, device, seed)
     jobs = [_Job(number, None, part) for number, part in enumerate(scheme.parts, start=1)]
     try:
@@ -134,15 +146,18 @@ def _budget(bundle: Path, config: Mapping[str, Any], minutes: float | None) -> t
     """Settings of train.json for each fold, and in words.
 
     The bundle's length is that of its train.json, or the minutes that its training was given. Rounds of corrections
-    go on from a model and are shorter: a fold, which starts from nothing, does not follow them.
+    go on from a model and are shorter: a fold, which starts from nothing, does not follow them. Of a training in
+    stages it is that of all together.
     """
     steps, own = config["epochs"] * config["steps_per_epoch"], config.get("minutes")
-    record = bundle / "models" / "training.json"
-    if record.exists() and not (bundle / HISTORY).exists():
-        own = read_json(record).get("minutes_given") or own
+    trained = None if (bundle / HISTORY).exists() else length_trained(bundle / "models")
+    own = own if trained is None else trained.minutes or own
     used = own if minutes is None else minutes
     budget = {key: config[key] for key in ("epochs", "steps_per_epoch")} if used is None else {"minutes": used}
-    return budget, length_in_words(used, steps)
+    words = length_in_words(used, steps)
+    if trained is not None and trained.in_stages:
+        print(f"the bundle was trained in stages; each fold takes {words} in one go")
+    return budget, words
 
 
 def _each(budget: Mapping[str, Any]) -> str:
@@ -158,6 +173,8 @@ def _open(output: Path, spec: Mapping[str, Any]) -> None:
         for key, value in spec.items():
             if before.get(key) != value:
                 shown, way_out = words.get(key, f"{key} {before.get(key)}, now it is {value}"), ""
+                if key == DATA:
+                    shown = other_content(before.get(key), value)
                 if key == "budget":
                     begun = before.get(key) or {}
                     shown = f"trainings of {_each(begun)} each, now they are to take {_each(value)}"

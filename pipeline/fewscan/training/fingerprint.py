@@ -55,7 +55,7 @@ class CaseFingerprint:
     image_sha256: str
     """Of the voxels as read."""
     label_sha256: str
-    """Of the class indices; of an empty label too."""
+    """Of the class indices, or of the objects' numbers where there are any; of an empty label too."""
     notes: tuple[str, ...] = ()
 
     @property

@@ -189,8 +189,8 @@ class ReadCase:
             sparse_axis=None if sparse is None else sparse.axis,
             sparse_why="" if sparse is None else sparse.why,
             identity_affine=self.scan.format == "nifti" and np.array_equal(self.scan.grid.affine, np.eye(4)),
-            image_sha256=_digest(*self.image),
-            label_sha256=_digest(self.classes),
+            image_sha256=digest(*self.image),
+            label_sha256=digest(self.classes if self.instances is None else self.instances),
             notes=self.scan.notes,
         )
 
@@ -243,10 +243,10 @@ def _touching(instances: NDArray[np.int32]) -> tuple[int, int] | None:
     return len(names), len(found)
 
 
-def _digest(*volumes: NDArray[Any]) -> str:
-    """Of shape and values, whatever their type in the file."""
-    digest = hashlib.sha256(str([volume.shape for volume in volumes]).encode())
+def digest(*volumes: NDArray[Any]) -> str:
+    """SHA-256 of shape and values, whatever their type in the file."""
+    found = hashlib.sha256(str([volume.shape for volume in volumes]).encode())
     for volume in volumes:
         for plane in volume:  # plane by plane: no copy of a large volume
-            digest.update(np.ascontiguousarray(plane, dtype=np.float32).data)
-    return digest.hexdigest()
+            found.update(np.ascontiguousarray(plane, dtype=np.float32).data)
+    return found.hexdigest()

@@ -99,6 +99,36 @@ def train_stages(
     begun.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long a model was trained, its stages together."""
+
+    minutes: float | None
+    """That were given; None where steps decided, or the time of a stage is not known."""
+    steps: int | None
+    """None where the steps of a stage are not known."""
+    in_stages: bool
+
+
+def length_trained(models: Path) -> Length | None:
+    """Of the model in a bundle's folder `models`, by the records beside it and its stages; None without a record."""
+    if not (models / "training.json").exists():
+        return None
+    records = [read_json(models / "training.json")]
+    folders = [folder for name in VARIANTS if (folder := models / name).is_dir()]
+    while (origin := records[-1].get("settings", {}).get(ORIGIN)) is not None:
+        files = ("model.pt", "training.json")
+        known = [folder for folder in folders if all((folder / name).exists() for name in files)]
+        before = next((folder for folder in known if sha256(folder / "model.pt") == origin), None)
+        if before is None:  # the bundle was passed on without it, or it was trained elsewhere
+            return Length(None, None, True)
+        folders.remove(before)
+        records.append(read_json(before / "training.json"))
+    minutes = [record.get("minutes_given") for record in records]
+    total = None if None in minutes else round(sum(minutes), 6)  # equal shares add up to what was shared
+    return Length(total, sum(record["steps"] for record in records), len(records) > 1)
+
+
 def refuse_begun_stages(bundle: Path) -> None:
     """Raise BundleError where a training in stages is not complete: a plain one would leave its stages unused."""
     models = bundle / "models"
