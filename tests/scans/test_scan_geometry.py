@@ -103,7 +103,7 @@ def test_nrrd_units_of_an_axis_of_time_are_none_of_positions(tmp_path):
     with pytest.raises(ScanError, match=r"positions in s \(units\)"):
         check_header(tmp_path / "x.nrrd")
     (tmp_path / "x.nrrd").write_bytes(content.replace(b"kinds: domain", b"kinds: time"))
-    assert check_header(tmp_path / "x.nrrd") == "NrrdImageIO"
+    assert check_header(tmp_path / "x.nrrd")[0] == "NrrdImageIO"
 
 
 @pytest.mark.parametrize(
