@@ -231,6 +231,7 @@ def test_a_monai_data_list(tmp_path):
     assert [case.split for case in cases.cases] == ["training", "validation"]
     assert cases.channels == [{"name": "t1", "suffix": "_t1"}, {"name": "t2", "suffix": "_t2"}]
     assert [path.name for path in cases.cases[1].image] == ["b_t1.nii", "b_t2.nii"]
+    assert [case.name for case in cases.cases] == ["i/a", "i/b"]
 
 
 def test_patterns(tmp_path):

@@ -38,7 +38,7 @@ def cases_of_list(
                 continue
             _check_exist(path, (*image, *label))
             structures = tuple(entry_stem(file) for file in label) if len(label) > 1 else ()
-            case = Case(case_name(image[0], path.parent), image, label, structures, split)
+            case = Case("", image, label, structures, split)  # named below, when the channels are known
             (cases if label else unlabelled).append(case)
     if not cases:
         chosen = " that --include and --exclude leave" if left else ""
@@ -48,6 +48,10 @@ def cases_of_list(
         raise PairingError(f"{path}: images have {' and '.join(map(str, sorted(counts)))} channels; give all the same")
     if not rows:
         rows = _listed_channels(path, listing, [case.image for case in (*cases, *unlabelled)])
+    cases, unlabelled = (
+        [replace(case, name=case_name(case.image[0], path.parent, rows)) for case in part]
+        for part in (cases, unlabelled)
+    )
     found = ordered_cases(cases, unlabelled, rows, listed_labels(path, listing), rule, left)
     return replace(found, undecided=undecided_value(listing))
 
