@@ -229,6 +229,19 @@ def test_a_copy_of_a_held_out_image_is_refused_whatever_it_is_called(tmp_path):
     refuse_held_out(datalist, tmp_path, scans["new"], IMAGE)
 
 
+def test_a_held_out_image_of_four_axes_is_read_with_the_bundles_channels(tmp_path):
+    """To be held against a new scan: its copy is refused, another image is taken."""
+    channels = [{"name": "FLAIR", "index": 0}, {"name": "T1", "index": 1}]
+    a, t, new = (np.random.default_rng(n).normal(500, 99, (20, 18, 16, 2)).astype(np.int16) for n in range(3))
+    for name, array in (("a", a), ("t", t), ("new", new), ("copy", a + 7)):
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1, 2, 1])), tmp_path / f"{name}.nii")
+    scans = {scan.name: scan for scan in find_scans(tmp_path, channels).scans}
+    datalist = {"training": [{"image": "t.nii", "label": "l"}], "validation": [{"image": "a.nii", "label": "l"}]}
+    with pytest.raises(PairingError, match="nearly the same image as a, which is held out"):
+        refuse_held_out(datalist, tmp_path, scans["copy"], channels)
+    refuse_held_out(datalist, tmp_path, scans["new"], channels)
+
+
 def test_labels_are_written_as_the_bundle_reads_them(tmp_path):
     """In one file, or one for each structure, by the stems that train.json names."""
     scan = nifti_scan(tmp_path, GRIDS["oblique"])

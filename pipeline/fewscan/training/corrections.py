@@ -226,7 +226,7 @@ def refuse_held_out(
         raise PairingError(f"{scan.name}: belongs together with {other} ({how}), which is held out; {way_out}")
     added = Thumbnail.of(scan.grid.in_lps(scan.read()))
     for case in cases[: len(held_out)]:
-        other_scan = open_scan(case.image)
+        other_scan = open_scan(case.image, channels)
         if near_identical([added, Thumbnail.of(other_scan.grid.in_lps(other_scan.read()))]):
             raise PairingError(f"{scan.name}: is nearly the same image as {case.name}, which is held out; {way_out}")
 
