@@ -14,11 +14,11 @@ from fewscan.scans.cases import MOST_VALUES, Case, Cases, case_name, entry_stem,
 from fewscan.scans.content import Content
 from fewscan.scans.data_lists import (
     cases_of_list,
-    channels_by_ends,
     is_nnunet,
     listed_labels,
     read_json,
     undecided_value,
+    with_ends,
 )
 from fewscan.scans.names import IMAGE_FOLDERS, format_of, image_key, is_label_name, label_key
 from fewscan.scans.open import Channels, open_file
@@ -124,8 +124,8 @@ def _by_patterns(
     if len(counts) > 1:
         key = max(grouped, key=lambda key: len(grouped[key]))
         raise PairingError(f"{_names(grouped[key])}: two images for one case; let the patterns match one each")
-    if counts and counts != {1} and not rows:
-        rows = channels_by_ends([tuple(paths) for paths in grouped.values()], images)
+    if counts and counts != {1}:
+        rows = with_ends(rows, [tuple(paths) for paths in grouped.values()], images)
     masks: dict[tuple[str, ...], list[tuple[str, Path]]] = {}
     for pattern in label_patterns:
         for key, path in _globbed(content, pattern.strip()).items():
