@@ -155,6 +155,17 @@ def test_one_channel_with_a_suffix_takes_files_without_it(tmp_path):
     assert [s.name for s in find_scans(tmp_path, [{"name": "MR", "suffix": "_0000"}]).scans] == ["a", "b"]
 
 
+def test_another_channel_of_a_case_is_no_scan(tmp_path):
+    """`a_0001` is a second modality of `a_0000`; without an `x_0000` beside it, `x_0001` is a name like others."""
+    for name in ("a_0000.nii", "a_0001.nii.gz", "a_2.nii", "b/a_0001.nii", "x_0001.nii"):
+        save(tmp_path / name)
+    rows = [{"name": "MR", "suffix": "_0000"}]
+    found = find_scans(tmp_path, rows)
+    assert [scan.name for scan in found.scans] == ["a", "a_2", "b/a_0001", "x_0001"]
+    assert found.skipped == [Skipped(tmp_path / "a_0001.nii.gz", "none of the channels: _0000")]
+    assert [scan.name for scan in find_scans(tmp_path / "a_0001.nii.gz", rows).scans] == ["a_0001"]
+
+
 def test_channels_along_the_fourth_axis(tmp_path):
     values = np.stack([image(), image() * 3], axis=-1)
     save(tmp_path / "x.nii.gz", values)
