@@ -144,7 +144,11 @@ def _cases(
             continue
         base = _name(path, root)
         suffix = suffix or ""
-        case = cases.setdefault(base.removesuffix(suffix) if suffix != stem else base, {})
+        if suffix != stem:
+            base = base.removesuffix(suffix)
+        elif len(wanted.suffixes) > 1:  # a folder a case: `p1/T1`, `p1/FLAIR`
+            base = base.removesuffix(suffix).rstrip("/") or root.resolve().name
+        case = cases.setdefault(base, {})
         if suffix in case:
             reason = f"{path}: the case has this channel twice, also {case[suffix].name}"
             skipped.append(Skipped(path, reason, failed=True))
