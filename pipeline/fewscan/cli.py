@@ -108,7 +108,7 @@ def _add_plan(commands: argparse._SubParsersAction[Parser]) -> None:
     add.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the new bundle")
     _add_patterns(add)
     _add_choice(add)
-    add.add_argument("--channels", type=_names, help="names of a 4-D NIfTI's or RGB image's channels: T1,FLAIR")
+    add.add_argument("--channels", type=_names, help="names of the channels of 4-D NIfTI, RGB or --images: T1,FLAIR")
     add.add_argument("--merge-masks", metavar="NAME", help="everything above 0 in a case's label files is one class")
     add.add_argument("--dims", type=int, choices=(2, 3), help="2: slice by slice, 3: whole volumes")
     add.add_argument("--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="intensities that matter")

@@ -1,5 +1,6 @@
 """How cases are parted where the usual way would test too little or too kindly: it is said, never silent."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from conftest import shared
 from fewscan.errors import PairingError
 from fewscan.labels import LabelTable
-from fewscan.runs.scheme import Look, look_at, part_cases
-from fewscan.scans import Case, open_scan
+from fewscan.runs.scheme import Look, labelled_cases, look_at, part_cases
+from fewscan.scans import Case, find_cases, open_scan
+from fewscan.scans.data_lists import list_entry
 from fewscan.training.alike import Thumbnail, near_identical, stack_correlation
-from runs.tiny import save_nifti
+from fewscan.training.split import group_cases
+from runs.tiny import noise, save_nifti
 
 TABLE = LabelTable.from_json(["kidney"])
 
@@ -116,6 +119,25 @@ def test_a_case_is_known_by_its_voxels(tmp_path):
     assert len({same, *changed}) == 4
     border = {"height": 10.0, "sd": 5.0}
     assert known_by(border=border) != known_by(parted, border=border)
+
+
+@pytest.mark.parametrize("ends", [["_0000"], ["_0000", "_0001"], ["_T1", "_FLAIR"]])
+def test_a_bundle_names_and_groups_its_cases_as_plan_did(tmp_path, ends):
+    """The channel at the end of a file's name hides neither the number of the slice nor the patient."""
+    data, configs = tmp_path / "data", tmp_path / "bundle" / "configs"
+    names = [f"p{patient}_s{number:03d}" for patient in (1, 2) for number in (3, 4)]
+    for name in names:
+        for end in ends:
+            save_nifti(data / "images" / f"{name}{end}.nii", noise())
+        save_nifti(data / "labels" / f"{name}.nii", noise())
+    planned = find_cases(data, channels=[{"name": end.strip("_"), "suffix": end} for end in ends])
+    configs.mkdir(parents=True)
+    listing = {"training": [list_entry(case, data) for case in planned.cases]}
+    (configs / "datalist.json").write_text(json.dumps(listing))
+    cases, _ = labelled_cases(configs.parent, {"dataset_dir": str(data), "channels": planned.channels})
+    assert [case.name for case in cases] == [case.name for case in planned.cases] == names
+    by_patient = ["p1", "p1", "p2", "p2"], "by the name without the slice's number"
+    assert group_cases(cases) == group_cases(planned.cases) == by_patient
 
 
 def test_copies_stay_together_unless_nothing_else_is_left():

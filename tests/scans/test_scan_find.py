@@ -149,10 +149,31 @@ def test_files_per_channel_become_one_scan_in_the_bundles_order(tmp_path):
     assert "BraTS002/BraTS002: the channel(s) _t1ce are missing" in found.skipped[1].reason
 
 
+def test_files_that_are_called_like_their_channels_are_the_case_of_their_folder(tmp_path):
+    for name in ("p1/T1.nii", "p1/FLAIR.nii", "b/p2/T1.nii", "b/p2/FLAIR.nii"):
+        save(tmp_path / name, image() * (2 if "FLAIR" in name else 1))
+    rows = [{"name": "T1", "suffix": "T1"}, {"name": "FLAIR", "suffix": "FLAIR"}]
+    found = find_scans(tmp_path, rows)
+    assert [scan.name for scan in found.scans] == ["b/p2", "p1"] and found.skipped == []
+    np.testing.assert_array_equal(found.scans[1].read(), [image(), image() * 2])
+    assert [scan.name for scan in find_scans(tmp_path / "p1", rows).scans] == ["p1"]
+
+
 def test_one_channel_with_a_suffix_takes_files_without_it(tmp_path):
     save(tmp_path / "a_0000.nii.gz")
     save(tmp_path / "b.nii.gz")
     assert [s.name for s in find_scans(tmp_path, [{"name": "MR", "suffix": "_0000"}]).scans] == ["a", "b"]
+
+
+def test_another_channel_of_a_case_is_no_scan(tmp_path):
+    """`a_0001` is a second modality of `a_0000`; without an `x_0000` beside it, `x_0001` is a name like others."""
+    for name in ("a_0000.nii", "a_0001.nii.gz", "a_2.nii", "b/a_0001.nii", "x_0001.nii"):
+        save(tmp_path / name)
+    rows = [{"name": "MR", "suffix": "_0000"}]
+    found = find_scans(tmp_path, rows)
+    assert [scan.name for scan in found.scans] == ["a", "a_2", "b/a_0001", "x_0001"]
+    assert found.skipped == [Skipped(tmp_path / "a_0001.nii.gz", "none of the channels: _0000")]
+    assert [scan.name for scan in find_scans(tmp_path / "a_0001.nii.gz", rows).scans] == ["a_0001"]
 
 
 def test_channels_along_the_fourth_axis(tmp_path):

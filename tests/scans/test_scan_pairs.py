@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import shared
 from fewscan.errors import LabelError, PairingError
-from fewscan.scans import Skipped, find_cases, format_table, seed_labels
+from fewscan.scans import Skipped, find_cases, find_scans, format_table, seed_labels
 from scans.dicom_series import write_series
 from scans.links import link
 from scans.volumes import AFFINES, SHAPE, image
@@ -231,6 +231,7 @@ def test_a_monai_data_list(tmp_path):
     assert [case.split for case in cases.cases] == ["training", "validation"]
     assert cases.channels == [{"name": "t1", "suffix": "_t1"}, {"name": "t2", "suffix": "_t2"}]
     assert [path.name for path in cases.cases[1].image] == ["b_t1.nii", "b_t2.nii"]
+    assert [case.name for case in cases.cases] == ["i/a", "i/b"]
 
 
 def test_patterns(tmp_path):
@@ -249,6 +250,22 @@ def test_patterns_for_channels(tmp_path):
     assert cases.channels == [{"name": "t1", "suffix": "_t1"}, {"name": "flair", "suffix": "_flair"}]
     assert [path.name for path in cases.cases[0].image] == ["p1_t1.nii.gz", "p1_flair.nii.gz"]
     assert pairs(find_cases(tmp_path, channels=cases.channels), tmp_path).keys() == {"p1", "p2"}
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_channels_that_are_named_are_found_in_new_scans(tmp_path, listed):
+    """The names are the user's; by the ends of the files a new scan's are known."""
+    tree(tmp_path, *(f"raw/{n}_{part}.nii" for n in ("p1", "p2") for part in ("T1", "FLAIR", "seg")))
+    items = [{"image": [f"raw/{n}_T1.nii", f"raw/{n}_FLAIR.nii"], "label": f"raw/{n}_seg.nii"} for n in ("p1", "p2")]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    patterns = {} if listed else {"images": "raw/*_T1.nii,raw/*_FLAIR.nii", "labels": "raw/*_seg.nii"}
+    data, names = tmp_path / "list.json" if listed else tmp_path, ("T1 weighted", "dark fluid")
+    cases = find_cases(data, channels=names, **patterns)
+    assert cases.channels == [{"name": names[0], "suffix": "_T1"}, {"name": names[1], "suffix": "_FLAIR"}]
+    found = find_scans(tmp_path, cases.channels).scans
+    assert [(scan.name, scan.channels) for scan in found] == [("raw/p1", names), ("raw/p2", names)]
+    with pytest.raises(PairingError, match="each case has 2 images, but the channels are T1; name one for each"):
+        find_cases(data, channels=["T1"], **patterns)
 
 
 def test_dicom_folders_as_images(tmp_path):

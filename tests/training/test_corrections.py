@@ -28,6 +28,7 @@ from masks.cases import GRIDS, TABLE, dicom_scan, mask, nifti_scan
 from scans.test_scan_mask_files import itk, labels, parts, write_seg, write_slicer
 
 SHAPE = (20, 18, 16)
+IMAGE = [{"name": "image"}]
 
 
 @pytest.fixture
@@ -188,9 +189,28 @@ def test_a_held_out_scan_and_its_patient_are_refused(tmp_path):
     datalist = {"training": training, "validation": [{"image": "sub-01/a.nii", "label": "l.nii"}]}
     for name, words in (("sub-01/a", "is held out"), ("sub-01/b", "belongs together with sub-01/a")):
         with pytest.raises(PairingError, match=words):
-            refuse_held_out(datalist, tmp_path, scans[name])
+            refuse_held_out(datalist, tmp_path, scans[name], IMAGE)
     for name in ("sub-02/a", "sub-03/a"):
-        refuse_held_out(datalist, tmp_path, scans[name])
+        refuse_held_out(datalist, tmp_path, scans[name], IMAGE)
+
+
+@pytest.mark.parametrize("ends", [["_0000"], ["_T1", "_FLAIR"]])
+def test_a_slice_of_a_held_out_patient_is_known_before_its_channel(tmp_path, ends):
+    """`p1_s003_0000` is slice 3 of p1, not slice 0 of something else; also where old and new model are compared."""
+    channels = [{"name": end.strip("_"), "suffix": end} for end in ends]
+    for name in ("p1_s003", "p1_s004", "p2_s001", "p2_s002"):
+        for end in ends:
+            image = nibabel.Nifti1Image(np.ones((2, 3, 4), np.int16), np.diag([1, 1, 2, 1]))
+            nibabel.save(image, tmp_path / f"{name}{end}.nii")
+    held, trained = ({"image": [f"{name}{end}.nii" for end in ends], "label": "l"} for name in ("p1_s003", "p2_s001"))
+    datalist = {"training": [trained], "validation": [held]}
+    scans = {scan.name: scan for scan in find_scans(tmp_path, channels).scans}
+    with pytest.raises(PairingError, match=r"p1_s004: belongs together with p1_s003 \(by the name without the slice"):
+        refuse_held_out(datalist, tmp_path, scans["p1_s004"], channels)
+    refuse_held_out(datalist, tmp_path, scans["p2_s002"], channels)
+    setup = correct_module.Setup(tmp_path, TABLE, {}, {"channels": channels}, datalist, tmp_path, [])
+    entry = {"image": [str(tmp_path / file) for file in held["image"]], "label": "l"}
+    assert correct_module._case(entry, setup).name == "p1_s003"
 
 
 def test_a_copy_of_a_held_out_image_is_refused_whatever_it_is_called(tmp_path):
@@ -205,8 +225,21 @@ def test_a_copy_of_a_held_out_image_is_refused_whatever_it_is_called(tmp_path):
     scans = {scan.name: scan for scan in find_scans(tmp_path).scans}
     datalist = {"training": [{"image": "t.nii", "label": "l"}], "validation": [{"image": "a.nii", "label": "l"}]}
     with pytest.raises(PairingError, match="nearly the same image as a, which is held out"):
-        refuse_held_out(datalist, tmp_path, scans["copy"])
-    refuse_held_out(datalist, tmp_path, scans["new"])
+        refuse_held_out(datalist, tmp_path, scans["copy"], IMAGE)
+    refuse_held_out(datalist, tmp_path, scans["new"], IMAGE)
+
+
+def test_a_held_out_image_of_four_axes_is_read_with_the_bundles_channels(tmp_path):
+    """To be held against a new scan: its copy is refused, another image is taken."""
+    channels = [{"name": "FLAIR", "index": 0}, {"name": "T1", "index": 1}]
+    a, t, new = (np.random.default_rng(n).normal(500, 99, (20, 18, 16, 2)).astype(np.int16) for n in range(3))
+    for name, array in (("a", a), ("t", t), ("new", new), ("copy", a + 7)):
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([1.0, 1, 2, 1])), tmp_path / f"{name}.nii")
+    scans = {scan.name: scan for scan in find_scans(tmp_path, channels).scans}
+    datalist = {"training": [{"image": "t.nii", "label": "l"}], "validation": [{"image": "a.nii", "label": "l"}]}
+    with pytest.raises(PairingError, match="nearly the same image as a, which is held out"):
+        refuse_held_out(datalist, tmp_path, scans["copy"], channels)
+    refuse_held_out(datalist, tmp_path, scans["new"], channels)
 
 
 def test_labels_are_written_as_the_bundle_reads_them(tmp_path):

@@ -222,7 +222,7 @@ def _add(
     try:
         for mask, scan in tqdm(pairs, desc="corrected masks", unit="scan", leave=False):
             try:
-                refuse_held_out(datalist, setup.root, scan)
+                refuse_held_out(datalist, setup.root, scan, setup.settings["channels"])
                 source = source_of(scan)
                 classes, notes = read_mask(mask.path, scan, setup.table, setup.merged, setup.unlabelled)
                 answer = setup.table.to_classes(predictor(scan), "the model's mask")
@@ -388,7 +388,7 @@ def _case(entry: Mapping[str, Any], setup: Setup) -> Case:
     image, label = ([Path(p) for p in (v if isinstance(v, list) else [v])] for v in (entry["image"], entry["label"]))
     structures = {} if setup.merged else setup.structures or {}
     named = tuple(structures[entry_stem(path)] for path in label) if structures else ()
-    name = case_name(Path(os.path.normpath(image[0])), setup.root)
+    name = case_name(Path(os.path.normpath(image[0])), setup.root, setup.settings["channels"])
     return Case(name, tuple(image), tuple(label), named)
 
 

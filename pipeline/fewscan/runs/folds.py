@@ -58,14 +58,15 @@ def find_groups(
     Where all cases would be one group by their likeness, it counts for nothing, and a warning says so.
     """
     of_case, how = group_cases(cases, table)
-    counted = [thumbnails[at] for at in _in_order(cases)]
-    stack = len(set(of_case)) == len(cases) and stack_correlation(counted) is not None
     warnings: list[str] = []
     pairs = near_identical(thumbnails)
+    joined = join_groups(of_case, [(one, other) for one, other, _ in pairs])
+    seen = {joined[at]: at for at in reversed(_in_order(cases))}  # one of each: copies are no neighbours
+    shown = [at for at in _in_order(cases) if seen[joined[at]] == at or len(seen) == 1]
+    stack = len(set(of_case)) == len(cases) and stack_correlation([thumbnails[at] for at in shown]) is not None
     if pairs:
         names = ", ".join(f"{cases[one].name} and {cases[other].name}" for one, other, _ in pairs[:3])
         more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
-        joined = join_groups(of_case, [(one, other) for one, other, _ in pairs])
         if len(set(joined)) > 1 or len(set(of_case)) == 1:
             of_case, how = joined, f"{how}; near-identical images stay together: {names}{more}"
         else:

@@ -83,7 +83,7 @@ def labelled_cases(bundle: Path, config: Mapping[str, Any]) -> tuple[list[Case],
     for entry in entries:
         image, label = (tuple(locate(bundle, root, one) for one in listed(entry[key])) for key in ("image", "label"))
         named = tuple(structures[entry_stem(path)] for path in label) if structures else ()
-        cases.append(Case(case_name(image[0], root), image, label, named))
+        cases.append(Case(case_name(image[0], root, config.get("channels")), image, label, named))
     return sorted(cases, key=lambda case: case.name), root
 
 

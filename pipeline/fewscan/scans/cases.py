@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from fewscan.errors import LabelError, PairingError
 from fewscan.scans.labels import read_values
 from fewscan.scans.names import IMAGE_FOLDERS, format_of, stem_of
+from fewscan.scans.open import Channels
 from fewscan.scans.scan import Skipped
 
 MOST_VALUES = 50
@@ -124,14 +125,19 @@ def ordered_cases(
     return Cases(tuple(done), tuple(bare), rows or [{"name": "image"}], labels, rule, tuple(left))
 
 
-def case_name(image: Path, root: Path) -> str:
-    """The path below the root without folders that only say image, and without the suffix."""
+def case_name(image: Path, root: Path, channels: Sequence[Mapping[str, Any] | str] | None) -> str:
+    """The path below the root without folders that only say image, and without the suffixes of channel and file.
+
+    `channels` as a bundle has them. A file that is called like its channel (`p1/T1`) has the name of its folder.
+    """
     try:
         parts = image.relative_to(root).parts[:-1]
     except ValueError:
         parts = ()
     kept = [part for part in parts if part.lower() not in IMAGE_FOLDERS]
-    return "/".join([*kept, entry_stem(image)])
+    stem, wanted = entry_stem(image), Channels.of(channels)
+    own = stem.removesuffix((wanted.suffix_in(stem) or "") if wanted else "")
+    return "/".join([*kept, own] if own else kept) or stem
 
 
 def entry_stem(path: Path) -> str:

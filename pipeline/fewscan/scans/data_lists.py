@@ -12,7 +12,7 @@ from typing import Any
 from fewscan.errors import LabelError, PairingError
 from fewscan.scans.cases import Case, Cases, case_name, entry_stem, ordered_cases
 from fewscan.scans.content import is_wanted
-from fewscan.scans.names import stem_of, suffix_of
+from fewscan.scans.names import format_of, stem_of, suffix_of
 from fewscan.scans.scan import Skipped
 
 
@@ -38,7 +38,7 @@ def cases_of_list(
                 continue
             _check_exist(path, (*image, *label))
             structures = tuple(entry_stem(file) for file in label) if len(label) > 1 else ()
-            case = Case(case_name(image[0], path.parent), image, label, structures, split)
+            case = Case("", image, label, structures, split)  # named below, when the channels are known
             (cases if label else unlabelled).append(case)
     if not cases:
         chosen = " that --include and --exclude leave" if left else ""
@@ -46,8 +46,15 @@ def cases_of_list(
     counts = {len(case.image) for case in (*cases, *unlabelled)}
     if len(counts) > 1:
         raise PairingError(f"{path}: images have {' and '.join(map(str, sorted(counts)))} channels; give all the same")
+    images = [case.image for case in (*cases, *unlabelled)]
     if not rows:
-        rows = _listed_channels(path, listing, [case.image for case in (*cases, *unlabelled)])
+        rows = _listed_channels(path, listing, images)
+    elif counts != {1}:
+        rows = with_ends(rows, images, str(path))
+    cases, unlabelled = (
+        [replace(case, name=case_name(case.image[0], path.parent, rows)) for case in part]
+        for part in (cases, unlabelled)
+    )
     found = ordered_cases(cases, unlabelled, rows, listed_labels(path, listing), rule, left)
     return replace(found, undecided=undecided_value(listing))
 
@@ -154,6 +161,24 @@ def channels_by_ends(images: Sequence[tuple[Path, ...]], where: str) -> list[dic
     if len(ends) > 1 or not all(next(iter(ends))):
         raise PairingError(f"{where}: the channels' files have no common endings; name them like x_T1, x_T2")
     return [{"name": end.strip("_-. "), "suffix": end} for end in next(iter(ends))]
+
+
+def with_ends(rows: list[dict[str, Any]], images: Sequence[tuple[Path, ...]], where: str) -> list[dict[str, Any]]:
+    """Rows of channels that lie in several files a case: named as `rows` are, else by the ends of the files.
+
+    They get these ends as suffixes, except where `rows` have some, or the files are slices of a DICOM series.
+    """
+    if rows and (any(row.get("suffix") for row in rows) or format_of(images[0][0]) in (None, "dicom")):
+        return rows
+    ends = channels_by_ends(images, where)
+    if not rows:
+        return ends
+    if len(ends) != len(rows):
+        named = ", ".join(str(row["name"]) for row in rows)
+        raise PairingError(
+            f"{where}: each case has {len(ends)} images, but the channels are {named}; name one for each"
+        )
+    return [{**end, "name": row["name"]} for end, row in zip(ends, rows, strict=True)]
 
 
 def _ends(stems: list[str]) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +18,9 @@ from fewscan.scans.scan import Scan, Skipped
 from fewscan.scans.walk import MARKER, walk
 
 __all__ = ["MARKER", "Found", "find_scans", "refuse_equal_names"]
+
+_CHANNEL = re.compile(r"_\d{4}")
+"""What nnU-Net's file names end in."""
 
 
 class Found(NamedTuple):
@@ -36,7 +40,8 @@ def find_scans(
 ) -> Found:
     """The scans in a folder at any depth, or in one file; only headers are read.
 
-    `channels` as a bundle has them: with suffixes, files are grouped by the rest of their name. `include` and
+    `channels` as a bundle has them: with suffixes, files are grouped by the rest of their name; files without the
+    suffix of a single channel are taken too, but not nnU-Net's other channels (`x_0001` beside `x_0000`). `include` and
     `exclude` are patterns (`*`, `?`) on the path below the folder or on the file's name. `output` and other folders
     that hold results of fewscan are left out, and so are labels, by their names, unless `include` gives the
     file's full name or `folder` is the file itself. `resample_gaps`: whether slices that are missing in a DICOM series
@@ -130,15 +135,20 @@ def _cases(
     if wanted is None or not wanted.suffixes:
         return [(_name(path, root), [path], wanted.names if wanted else None) for path in images]
     cases: dict[str, dict[str, Path]] = {}
+    bare = {path.with_name(stem_of(path)) for path in images}
     for path in images:
         stem = stem_of(path)
         suffix = wanted.suffix_in(stem)
-        if suffix is None and len(wanted.suffixes) > 1:
+        if suffix is None and (len(wanted.suffixes) > 1 or _is_another_channel(path, wanted.suffixes[0], bare)):
             skipped.append(Skipped(path, f"none of the channels: {', '.join(wanted.suffixes)}"))
             continue
         base = _name(path, root)
         suffix = suffix or ""
-        case = cases.setdefault(base.removesuffix(suffix) if suffix != stem else base, {})
+        if suffix != stem:
+            base = base.removesuffix(suffix)
+        elif len(wanted.suffixes) > 1:  # a folder a case: `p1/T1`, `p1/FLAIR`
+            base = base.removesuffix(suffix).rstrip("/") or root.resolve().name
+        case = cases.setdefault(base, {})
         if suffix in case:
             reason = f"{path}: the case has this channel twice, also {case[suffix].name}"
             skipped.append(Skipped(path, reason, failed=True))
@@ -153,6 +163,13 @@ def _cases(
             ordered = [files[s] for s in wanted.suffixes] if len(wanted.suffixes) > 1 else list(files.values())
             complete.append((name, ordered, wanted.names))
     return complete
+
+
+def _is_another_channel(path: Path, suffix: str, bare: Collection[Path]) -> bool:
+    """Whether a file is another numbered channel of a case (`x_0001`) whose wanted one (`x_0000`) is in `bare`."""
+    stem = stem_of(path)
+    numbered = all(_CHANNEL.fullmatch(end) for end in (stem[-5:], suffix))
+    return numbered and path.with_name(stem[:-5] + suffix) in bare
 
 
 def _name(path: Path, root: Path) -> str:

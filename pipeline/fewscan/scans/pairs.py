@@ -14,11 +14,11 @@ from fewscan.scans.cases import MOST_VALUES, Case, Cases, case_name, entry_stem,
 from fewscan.scans.content import Content
 from fewscan.scans.data_lists import (
     cases_of_list,
-    channels_by_ends,
     is_nnunet,
     listed_labels,
     read_json,
     undecided_value,
+    with_ends,
 )
 from fewscan.scans.names import IMAGE_FOLDERS, format_of, image_key, is_label_name, label_key
 from fewscan.scans.open import Channels, open_file
@@ -102,7 +102,7 @@ def _by_dataset_json(content: Content, path: Path, rows: list[dict[str, Any]]) -
     images = [path for path in content.entries if content.below(path)[:1] == ("imagesTr",)]
     labels = [path for path in content.entries if content.below(path)[:1] == ("labelsTr",)]
     grouped, left = _grouped(images, rows)
-    pairs = _match(content, grouped, labels, lambda path: [entry_stem(path)])
+    pairs = _match(content, grouped, labels, lambda path: [entry_stem(path)], rows)
     if not pairs[0]:
         raise PairingError(f"{path}: no file in imagesTr has a label of its name in labelsTr")
     left = [*left, *pairs[2]]
@@ -124,8 +124,8 @@ def _by_patterns(
     if len(counts) > 1:
         key = max(grouped, key=lambda key: len(grouped[key]))
         raise PairingError(f"{_names(grouped[key])}: two images for one case; let the patterns match one each")
-    if counts and counts != {1} and not rows:
-        rows = channels_by_ends([tuple(paths) for paths in grouped.values()], images)
+    if counts and counts != {1}:
+        rows = with_ends(rows, [tuple(paths) for paths in grouped.values()], images)
     masks: dict[tuple[str, ...], list[tuple[str, Path]]] = {}
     for pattern in label_patterns:
         for key, path in _globbed(content, pattern.strip()).items():
@@ -167,7 +167,9 @@ def _by_folders(content: Content, rows: list[dict[str, Any]], merge: str | None)
         if not rows and images and all(entry_stem(path).endswith("_0000") for path in images):
             wanted = suffixes = [{"name": "image", "suffix": "_0000"}]
         grouped, unused = _grouped(images, wanted)
-        matches = {folder: _match(content, grouped, labels, _keys_of_label) for folder, labels in folders.items()}
+        matches = {
+            folder: _match(content, grouped, labels, _keys_of_label, wanted) for folder, labels in folders.items()
+        }
         paired = [folder for folder, (found, _, _) in matches.items() if found]
         image_sets = {case.image for folder in paired for case in matches[folder][0]}
         if len(image_sets) < sum(len(matches[folder][0]) for folder in paired):
@@ -197,7 +199,7 @@ def _by_suffix(content: Content, rows: list[dict[str, Any]], merge: str | None) 
     for folder, entries in _by_folder(content).items():
         labels = [path for path in entries if is_label_name(path)]
         grouped, unused = _grouped([path for path in entries if path not in labels], rows)
-        found, without, strays = _match(content, grouped, labels, _keys_of_label)
+        found, without, strays = _match(content, grouped, labels, _keys_of_label, rows)
         if found and len(found) == 1 and not without and folder != content.root:
             found = [replace(found[0], name=folder.relative_to(content.root).as_posix())]
         cases += found
@@ -267,6 +269,7 @@ def _match(
     images: dict[str, tuple[Path, ...]],
     labels: Sequence[Path],
     keys_of: Callable[[Path], list[str]],
+    rows: Sequence[Mapping[str, Any]],
 ) -> tuple[list[Case], list[Case], list[Skipped]]:
     """Labels to images by key: (cases, images without label, labels without image)."""
     by_key: dict[str, list[str]] = {}
@@ -294,15 +297,14 @@ def _match(
             )
         taken[found[0]] = path
     cases = [
-        Case(_name_of(content, name, files), files, (taken[name],)) for name, files in images.items() if name in taken
+        Case(case_name(files[0], content.root, rows), files, (taken[name],))
+        for name, files in images.items()
+        if name in taken
     ]
-    without = [Case(_name_of(content, name, files), files) for name, files in images.items() if name not in taken]
+    without = [
+        Case(case_name(files[0], content.root, rows), files) for name, files in images.items() if name not in taken
+    ]
     return cases, without, left
-
-
-def _name_of(content: Content, name: str, files: tuple[Path, ...]) -> str:
-    """The case's name by its first file, with the channel's suffix left out."""
-    return case_name(files[0].with_name(name.rsplit("/", 1)[-1]), content.root)
 
 
 def _images_of(content: Content, scope: Path) -> list[Path]:

@@ -205,8 +205,13 @@ def with_case(
     return {**datalist, "training": training}, at is not None
 
 
-def refuse_held_out(datalist: Mapping[str, Any], root: Path, scan: Scan) -> None:
-    """Raise PairingError where a score on what is held out would be no test: of a scan, its copy, or its patient."""
+def refuse_held_out(
+    datalist: Mapping[str, Any], root: Path, scan: Scan, channels: Sequence[Mapping[str, Any] | str]
+) -> None:
+    """Raise PairingError where a score on what is held out would be no test: of a scan, its copy, or its patient.
+
+    `channels` are the bundle's.
+    """
     held_out, training = datalist.get("validation") or (), datalist.get("training") or ()
     way_out = "take it out of `validation` in configs/datalist.json first, or leave the correction out"
     at = listed_in(held_out, root, scan)
@@ -214,21 +219,21 @@ def refuse_held_out(datalist: Mapping[str, Any], root: Path, scan: Scan) -> None
         raise PairingError(f"{scan.name}: is held out of the training, to score it; {way_out}")
     if not held_out or listed_in(training, root, scan) is not None:
         return
-    cases = [_case(_images(entry, root), root) for entry in (*held_out, *training)]
-    groups, how = group_cases([*cases, _case([file.absolute() for file in scan.files], root)])
+    cases = [_case(_images(entry, root), root, channels) for entry in (*held_out, *training)]
+    groups, how = group_cases([*cases, _case([file.absolute() for file in scan.files], root, channels)])
     if groups[-1] in groups[: len(held_out)]:
         other = cases[groups.index(groups[-1])].name
         raise PairingError(f"{scan.name}: belongs together with {other} ({how}), which is held out; {way_out}")
     added = Thumbnail.of(scan.grid.in_lps(scan.read()))
     for case in cases[: len(held_out)]:
-        other_scan = open_scan(case.image)
+        other_scan = open_scan(case.image, channels)
         if near_identical([added, Thumbnail.of(other_scan.grid.in_lps(other_scan.read()))]):
             raise PairingError(f"{scan.name}: is nearly the same image as {case.name}, which is held out; {way_out}")
 
 
-def _case(images: Sequence[Path], root: Path) -> Case:
+def _case(images: Sequence[Path], root: Path, channels: Sequence[Mapping[str, Any] | str]) -> Case:
     paths = tuple(Path(os.path.normpath(image)) for image in images)
-    return Case(case_name(paths[0], root), paths)
+    return Case(case_name(paths[0], root, channels), paths)
 
 
 def _images(entry: Mapping[str, Any], root: Path) -> list[Path]:
