@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from conftest import shared
+from fewscan.bundle import read_json
 from fewscan.errors import PairingError
 from fewscan.labels import LabelTable
 from fewscan.runs.scheme import Look, labelled_cases, look_at, part_cases
 from fewscan.scans import Case, find_cases, open_scan
 from fewscan.scans.data_lists import list_entry
 from fewscan.training.alike import Thumbnail, near_identical, stack_correlation
+from fewscan.training.plan import plan
 from fewscan.training.split import group_cases
 from runs.tiny import noise, save_nifti
 
@@ -138,6 +140,27 @@ def test_a_bundle_names_and_groups_its_cases_as_plan_did(tmp_path, ends):
     assert [case.name for case in cases] == [case.name for case in planned.cases] == names
     by_patient = ["p1", "p1", "p2", "p2"], "by the name without the slice's number"
     assert group_cases(cases) == group_cases(planned.cases) == by_patient
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "patterns"),
+    [
+        ("{}/image.nii", "{}/mask.nii", {}),
+        ("{}_T1.nii", "{}_truth.nii", {"images": "*_T1.nii", "labels": "*_truth.nii"}),
+    ],
+)
+def test_a_name_that_the_files_do_not_say_is_kept(tmp_path, image, label, patterns):
+    """The patients too: a folder for each slice, or a pattern's word behind its number."""
+    names = [f"p{patient}_s{number:03d}" for patient in (1, 2) for number in (3, 4)]
+    disc = np.zeros((24, 24, 1), np.uint8)
+    disc[6:18, 8:16] = 1
+    for number, name in enumerate(names):
+        save_nifti(tmp_path / "data" / image.format(name), noise(number, disc.shape))
+        save_nifti(tmp_path / "data" / label.format(name), disc)
+    plan(tmp_path / "data", tmp_path / "bundle", validation=0, **patterns)
+    cases, _ = labelled_cases(tmp_path / "bundle", read_json(tmp_path / "bundle" / "configs" / "train.json"))
+    assert [case.name for case in cases] == names
+    assert group_cases(cases)[0] == ["p1", "p1", "p2", "p2"]
 
 
 def test_copies_stay_together_unless_nothing_else_is_left():

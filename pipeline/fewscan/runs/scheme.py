@@ -19,7 +19,7 @@ from fewscan.runs.folds import find_groups, make_folds
 from fewscan.runs.postprocess import small_piece_mm3
 from fewscan.runs.score import label_reading
 from fewscan.scans import Case, Scan, match_grid, open_scan, read_label
-from fewscan.scans.cases import case_name, entry_stem
+from fewscan.scans.cases import entry_stem, listed_name
 from fewscan.scans.labels import read_instances
 from fewscan.training.alike import Thumbnail
 from fewscan.training.material import digest
@@ -83,7 +83,7 @@ def labelled_cases(bundle: Path, config: Mapping[str, Any]) -> tuple[list[Case],
     for entry in entries:
         image, label = (tuple(locate(bundle, root, one) for one in listed(entry[key])) for key in ("image", "label"))
         named = tuple(structures[entry_stem(path)] for path in label) if structures else ()
-        cases.append(Case(case_name(image[0], root, config.get("channels")), image, label, named))
+        cases.append(Case(listed_name(entry, image[0], root, config.get("channels")), image, label, named))
     return sorted(cases, key=lambda case: case.name), root
 
 

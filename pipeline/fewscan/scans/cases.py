@@ -13,7 +13,7 @@ import numpy as np
 
 from fewscan.errors import LabelError, PairingError
 from fewscan.scans.labels import read_values
-from fewscan.scans.names import IMAGE_FOLDERS, format_of, stem_of
+from fewscan.scans.names import IMAGE_FOLDERS, format_of, image_key, stem_of
 from fewscan.scans.open import Channels
 from fewscan.scans.scan import Skipped
 
@@ -128,7 +128,8 @@ def ordered_cases(
 def case_name(image: Path, root: Path, channels: Sequence[Mapping[str, Any] | str] | None) -> str:
     """The path below the root without folders that only say image, and without the suffixes of channel and file.
 
-    `channels` as a bundle has them. A file that is called like its channel (`p1/T1`) has the name of its folder.
+    `channels` as a bundle has them. A file that is called like its channel (`p1/T1`), or says no more than that it is an
+    image (`p1/image`), has the name of its folder.
     """
     try:
         parts = image.relative_to(root).parts[:-1]
@@ -137,7 +138,15 @@ def case_name(image: Path, root: Path, channels: Sequence[Mapping[str, Any] | st
     kept = [part for part in parts if part.lower() not in IMAGE_FOLDERS]
     stem, wanted = entry_stem(image), Channels.of(channels)
     own = stem.removesuffix((wanted.suffix_in(stem) or "") if wanted else "")
+    own = own if image_key(own) else ""
     return "/".join([*kept, own] if own else kept) or stem
+
+
+def listed_name(
+    entry: Mapping[str, Any], image: Path, root: Path, channels: Sequence[Mapping[str, Any] | str] | None
+) -> str:
+    """The name of a case in a bundle's data list: as `plan` found it, where the file does not say it."""
+    return str(entry.get("name") or case_name(image, root, channels))
 
 
 def entry_stem(path: Path) -> str:

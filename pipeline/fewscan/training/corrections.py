@@ -17,7 +17,7 @@ from fewscan.files import sha256
 from fewscan.labels import LabelTable
 from fewscan.masks import write_mask
 from fewscan.scans import Scan, Skipped, open_scan
-from fewscan.scans.cases import Case, case_name
+from fewscan.scans.cases import Case, listed_name
 from fewscan.scans.data_lists import relative
 from fewscan.scans.dicom_files import is_dicom
 from fewscan.scans.dicom_segments import referenced_series
@@ -219,8 +219,8 @@ def refuse_held_out(
         raise PairingError(f"{scan.name}: is held out of the training, to score it; {way_out}")
     if not held_out or listed_in(training, root, scan) is not None:
         return
-    cases = [_case(_images(entry, root), root, channels) for entry in (*held_out, *training)]
-    groups, how = group_cases([*cases, _case([file.absolute() for file in scan.files], root, channels)])
+    cases = [_case(entry, _images(entry, root), root, channels) for entry in (*held_out, *training)]
+    groups, how = group_cases([*cases, _case({}, [file.absolute() for file in scan.files], root, channels)])
     if groups[-1] in groups[: len(held_out)]:
         other = cases[groups.index(groups[-1])].name
         raise PairingError(f"{scan.name}: belongs together with {other} ({how}), which is held out; {way_out}")
@@ -231,9 +231,11 @@ def refuse_held_out(
             raise PairingError(f"{scan.name}: is nearly the same image as {case.name}, which is held out; {way_out}")
 
 
-def _case(images: Sequence[Path], root: Path, channels: Sequence[Mapping[str, Any] | str]) -> Case:
+def _case(
+    entry: Mapping[str, Any], images: Sequence[Path], root: Path, channels: Sequence[Mapping[str, Any] | str]
+) -> Case:
     paths = tuple(Path(os.path.normpath(image)) for image in images)
-    return Case(case_name(paths[0], root, channels), paths)
+    return Case(listed_name(entry, paths[0], root, channels), paths)
 
 
 def _images(entry: Mapping[str, Any], root: Path) -> list[Path]:

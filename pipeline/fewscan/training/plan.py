@@ -13,6 +13,7 @@ from fewscan.bundle import refuse_occupied, write_bundle
 from fewscan.errors import BundleError
 from fewscan.labels import LabelTable
 from fewscan.scans import Case, Cases
+from fewscan.scans.cases import case_name
 from fewscan.scans.data_lists import list_entry, relative
 from fewscan.training.alike import near_identical
 from fewscan.training.data_page import data_page
@@ -153,8 +154,8 @@ def write_plan(
     result = Plan(decided, reasons, tuple(training), tuple(held_out), material.failed, tuple(outliers))
     datalist = {
         "description": f"paired by {cases.rule}",
-        "training": [list_entry(case, material.root) for case in training],
-        "validation": [list_entry(case, material.root) for case in held_out],
+        "training": [_entry(case, material) for case in training],
+        "validation": [_entry(case, material) for case in held_out],
     }
     texts = {
         **(documents or {}),
@@ -163,6 +164,12 @@ def write_plan(
     }
     write_bundle(output, decided, datalist, texts, network)
     return result
+
+
+def _entry(case: Case, material: Material) -> dict[str, Any]:
+    """In the data list; with the case's name where its files do not say it, as a pattern of the user found it."""
+    told = case_name(case.image[0], material.root, material.cases.channels)
+    return {**({} if told == case.name else {"name": case.name}), **list_entry(case, material.root)}
 
 
 def _schedule(settings: Mapping[str, Any]) -> str:
