@@ -434,6 +434,17 @@ def test_an_output_that_is_not_empty_is_refused_and_untouched(tmp_path):
     assert (tmp_path / "empty" / "configs" / "train.json").exists()
 
 
+@pytest.mark.parametrize("output", [".", "../here"])
+def test_the_folder_that_one_is_in_is_refused_before_anything_is_read(tmp_path, monkeypatch, output):
+    """The folder of the data holds no case, so that reading it would be another error."""
+    for name in ("data", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(BundleError, match="is the folder that you are in; name a folder that does not exist yet"):
+        plan(tmp_path / "data", Path(output))
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_nothing_remains_of_a_bundle_whose_writing_fails(tmp_path, monkeypatch):
     data = write_volumes(tmp_path / "data", count=2)
 
