@@ -1,6 +1,7 @@
 """What a plan decides, why, and that it survives broken data and moving."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -140,6 +141,34 @@ def test_a_stack_of_pages_without_spacing_is_2d(tmp_path):
         tifffile.imwrite(tmp_path / "data" / kind / "a.tif", array, photometric="minisblack")
     settings = plan(tmp_path / "data", tmp_path / "bundle").settings
     assert (settings["spatial_dims"], settings["slice_axis"], settings["spacing"]) == (2, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("stated", "unknown", "left_out", "spacing", "says"),
+    [
+        (3, 2, "unknown", [0.0005, 0.0005, 1], r"says no voxel size, 3 of the 5 cases do \(stated0\.tif: 0.0005 x 0"),
+        (2, 2, "unknown", [0.0005, 0.0005, 1], "says no voxel size, 2 of the 4 cases do"),
+        (1, 2, "stated", None, "says that a voxel is 0.0005 x 0.0005 x 1 mm, 2 of the 3 cases say none"),
+    ],
+)
+def test_pictures_with_and_without_a_pixel_size_are_not_mixed(tmp_path, stated, unknown, left_out, spacing, says):
+    """Of 0.5 um, and of files that have lost that: on the grid of the others they would be 2000 times as large."""
+    size = {"imagej": True, "resolution": (2, 2), "metadata": {"unit": "um"}}
+    image, label = a_case((40, 44))
+    for name, count, options in (("stated", stated, size), ("unknown", unknown, {"photometric": "minisblack"})):
+        for number in range(count):
+            for kind, array in (("images", image.astype(np.uint8)), ("labels", label)):
+                (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+                tifffile.imwrite(tmp_path / "data" / kind / f"{name}{number}.tif", array, **options)
+    result = plan(tmp_path / "data", tmp_path / "bundle")
+    kept, count = ("stated", stated) if left_out == "unknown" else ("unknown", unknown)
+    assert [case.name for case in result.training] == [f"{kept}{n}" for n in range(count)]
+    assert [name for name, _ in result.failed] == [f"{left_out}{n}" for n in range(stated + unknown - count)]
+    for name, why in result.failed:
+        assert re.search(rf"{name}\.tif: {says}.*; write the sizes into all files, or into none", why)
+    assert result.settings["spacing"] == spacing
+    fingerprint = json.loads((tmp_path / "bundle" / "configs" / "fingerprint.json").read_text())
+    assert [case["name"] for case in fingerprint["cases"]] == [f"{kept}{n}" for n in range(count)]
 
 
 def test_single_slices_of_volumes_are_2d_across_the_slice(tmp_path):
