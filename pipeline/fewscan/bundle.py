@@ -36,7 +36,7 @@ def write_bundle(
     """A new bundle from the template, with these settings at the top of its configs.
 
     Args:
-        output: the bundle's folder; has to be new or empty.
+        output: the bundle's folder; has to be new, or empty and not the current one.
         settings: by name; those that inference shares go into both configs. `network_def` changes the template's.
         datalist: `training` and `validation` cases, MONAI's format.
         documents: further texts by their path in the bundle.
@@ -115,7 +115,9 @@ def refuse_markup(value: Any) -> None:
 
 
 def refuse_occupied(output: Path) -> None:
-    """Raise BundleError where something stands in the way of a new bundle."""
+    """Raise BundleError where something stands in the way of a new bundle, which takes the place of an empty folder."""
+    if output.exists() and output.samefile(os.curdir):
+        raise BundleError(f"{output}: is the folder that you are in; name a folder that does not exist yet")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BundleError(f"{output}: is not empty; choose another --output, or remove it")
 

@@ -195,7 +195,11 @@ def _add_train(commands: argparse._SubParsersAction[Parser]) -> None:
     add.add_argument("--minutes", type=float, help="time for the whole training (default: the bundle's `epochs`)")
     add.add_argument("--device", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     add.add_argument("--data", type=Path, help="the folder of the cases, where it has moved since the plan")
-    add.add_argument("--overwrite", action="store_true", help="train anew although the bundle is trained")
+    add.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train anew although the bundle is trained, or was begun with other settings",
+    )
     add.add_argument(
         "--add", type=Path, metavar="FOLDER", help="corrected masks: add them and train on from the present model"
     )

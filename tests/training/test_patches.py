@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, MetaTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 
 from conftest import ball
@@ -178,6 +180,44 @@ def test_the_listed_voxels_lie_in_every_annotated_slice(size, every):
         assert counts[::every].min() > 1000 and counts.sum() == counts[::every].sum()  # 1250 each, sd 34
     again = ListLabelVoxelsd("label")({"label": label})
     assert torch.equal(again["known_voxels"], data["known_voxels"])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_listed_voxels_are_those_that_numpy_picks_from_all(order):
+    """With the same seed, of more voxels than are looked at at once, in whatever order they lie in memory."""
+    values = np.random.default_rng(3).integers(-1, 3, (90, 80, 70), dtype=np.int8)
+    data = ListLabelVoxelsd("label")({"label": torch.from_numpy(np.asarray(values, order=order))[None]})
+    assert len(data["label_voxels"]) == 2
+    masks = [values >= 0, values == 1, values == 2]
+    for voxels, mask in zip([data["known_voxels"], *data["label_voxels"]], masks, strict=True):
+        places = np.argwhere(mask)
+        wanted = places[np.random.default_rng(0).choice(len(places), 20_000, replace=False)]
+        np.testing.assert_array_equal(voxels.numpy(), wanted)
+
+
+class Largest(TorchDispatchMode):
+    """Knows the bytes of the largest tensor that torch gave meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = [one.nbytes for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
+        self.nbytes = max([self.nbytes, *given])
+        return result
+
+
+def test_no_list_of_voxels_is_ever_larger_than_the_label():
+    """Of a volume with a few unknown voxels (nnU-Net's `ignore`) nearly all are known, and half are of a label."""
+    label = torch.zeros(1, 120, 160, 160, dtype=torch.int16)
+    label[:, 60:] = 1
+    label[0, :2, :3, :5] = -1
+    with Largest() as largest:
+        data = ListLabelVoxelsd("label")({"label": label})
+    assert len(data["known_voxels"]) == len(data["label_voxels"][0]) == 20_000
+    assert largest.nbytes <= label.nbytes
 
 
 @pytest.mark.parametrize("patch", [(8, 9, 7), (9, 7)])

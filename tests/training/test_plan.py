@@ -1,6 +1,7 @@
 """What a plan decides, why, and that it survives broken data and moving."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -140,6 +141,34 @@ def test_a_stack_of_pages_without_spacing_is_2d(tmp_path):
         tifffile.imwrite(tmp_path / "data" / kind / "a.tif", array, photometric="minisblack")
     settings = plan(tmp_path / "data", tmp_path / "bundle").settings
     assert (settings["spatial_dims"], settings["slice_axis"], settings["spacing"]) == (2, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("stated", "unknown", "left_out", "spacing", "says"),
+    [
+        (3, 2, "unknown", [0.0005, 0.0005, 1], r"says no voxel size, 3 of the 5 cases do \(stated0\.tif: 0.0005 x 0"),
+        (2, 2, "unknown", [0.0005, 0.0005, 1], "says no voxel size, 2 of the 4 cases do"),
+        (1, 2, "stated", None, "says that a voxel is 0.0005 x 0.0005 x 1 mm, 2 of the 3 cases say none"),
+    ],
+)
+def test_pictures_with_and_without_a_pixel_size_are_not_mixed(tmp_path, stated, unknown, left_out, spacing, says):
+    """Of 0.5 um, and of files that have lost that: on the grid of the others they would be 2000 times as large."""
+    size = {"imagej": True, "resolution": (2, 2), "metadata": {"unit": "um"}}
+    image, label = a_case((40, 44))
+    for name, count, options in (("stated", stated, size), ("unknown", unknown, {"photometric": "minisblack"})):
+        for number in range(count):
+            for kind, array in (("images", image.astype(np.uint8)), ("labels", label)):
+                (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+                tifffile.imwrite(tmp_path / "data" / kind / f"{name}{number}.tif", array, **options)
+    result = plan(tmp_path / "data", tmp_path / "bundle")
+    kept, count = ("stated", stated) if left_out == "unknown" else ("unknown", unknown)
+    assert [case.name for case in result.training] == [f"{kept}{n}" for n in range(count)]
+    assert [name for name, _ in result.failed] == [f"{left_out}{n}" for n in range(stated + unknown - count)]
+    for name, why in result.failed:
+        assert re.search(rf"{name}\.tif: {says}.*; write the sizes into all files, or into none", why)
+    assert result.settings["spacing"] == spacing
+    fingerprint = json.loads((tmp_path / "bundle" / "configs" / "fingerprint.json").read_text())
+    assert [case["name"] for case in fingerprint["cases"]] == [f"{kept}{n}" for n in range(count)]
 
 
 def test_single_slices_of_volumes_are_2d_across_the_slice(tmp_path):
@@ -432,6 +461,17 @@ def test_an_output_that_is_not_empty_is_refused_and_untouched(tmp_path):
     (tmp_path / "empty").mkdir()
     plan(data, tmp_path / "empty")
     assert (tmp_path / "empty" / "configs" / "train.json").exists()
+
+
+@pytest.mark.parametrize("output", [".", "../here"])
+def test_the_folder_that_one_is_in_is_refused_before_anything_is_read(tmp_path, monkeypatch, output):
+    """The folder of the data holds no case, so that reading it would be another error."""
+    for name in ("data", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(BundleError, match="is the folder that you are in; name a folder that does not exist yet"):
+        plan(tmp_path / "data", Path(output))
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_nothing_remains_of_a_bundle_whose_writing_fails(tmp_path, monkeypatch):

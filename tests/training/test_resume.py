@@ -181,6 +181,7 @@ def test_a_truncated_state_is_refused_by_name(bundle, monkeypatch, keep):
         ({}, {"steps_per_epoch": 6}, "patches an epoch 10, now it is 12"),
         ({"widths": [4, 6]}, {}, r"network_def .*4, 8.*now it is .*4, 6"),
         ({}, {"seed": 5}, "seed 0, now it is 5"),
+        ({}, {"learning_rate": 0.002}, "learning_rate 0.02, now it is 0.002"),
         ({}, {"intensity_window": [0.0, 9.0]}, r"intensity_window None, now it is \[0.0, 9.0\]"),
         ({}, {"patch": [16, 16, 8]}, r"patch \[16, 16, 16\], now it is \[16, 16, 8\]"),
         ({}, {"merge_masks": True}, "merge_masks False, now it is True"),
@@ -212,8 +213,9 @@ def test_other_cases_are_refused_but_not_another_layout_of_their_list(bundle, mo
     assert weights(bundle)
 
 
-def test_overwrite_starts_anew_over_the_state_of_other_settings(bundle, monkeypatch):
-    """Two epochs with seed 0, then seed 5 with `--overwrite`: as if there had been nothing before."""
+@pytest.mark.parametrize("changed", [{"seed": 5}, {"learning_rate": 0.002}], ids=["seed", "learning_rate"])
+def test_overwrite_starts_anew_over_the_state_of_other_settings(bundle, monkeypatch, changed):
+    """Two epochs with seed 0 and rate 0.02, then others with `--overwrite`: as if there had been nothing before."""
     other = bundle.parent / "other"
     shutil.copytree(bundle, other)
     with monkeypatch.context() as patched:
@@ -221,11 +223,11 @@ def test_overwrite_starts_anew_over_the_state_of_other_settings(bundle, monkeypa
         with pytest.raises(KeyboardInterrupt):
             train(bundle, device="cpu")
     for one in (bundle, other):
-        configure(one, seed=5)
+        configure(one, **changed)
         train(one, device="cpu", overwrite=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(bundle).values(), weights(other).values(), strict=True))
     record = json.loads((bundle / "models" / "training.json").read_text())
-    assert record["settings"]["seed"] == 5
+    assert record["settings"].items() >= changed.items()
     assert record["steps"] == 20
 
 

@@ -213,6 +213,18 @@ def test_a_coarser_stage_of_other_cases_is_refused(staged, bundle):
         train_stages(bundle, device="cpu")
 
 
+def test_a_finer_stage_may_learn_at_a_lower_rate(staged, bundle):
+    """As in the paper, and where only it went astray: the coarser one stays as it was trained, at 0.02."""
+    models = bundle / "models"
+    shutil.copytree(staged / "models" / "32s", models / "32s")
+    configure(bundle, NARROW, patch=[16, 16, 16], steps_per_epoch=2, learning_rate=0.0002)
+    train_stages(bundle, device="cpu")
+    rates = [record(models / name)["settings"]["learning_rate"] for name in ("32s", "16s", ".")]
+    assert rates == [0.02, 0.0002, 0.0002]
+    assert equal(weights(models / "32s"), weights(staged / "models" / "32s"))
+    assert not equal(weights(models / "16s"), weights(staged / "models" / "16s"))
+
+
 def test_a_state_that_started_from_other_weights_is_refused(staged, bundle, monkeypatch):
     models = bundle / "models"
     shutil.copytree(staged / "models" / "32s", models / "32s")

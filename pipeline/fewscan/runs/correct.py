@@ -139,7 +139,7 @@ def correct(
         scans: the folder of their scans; None takes the bundle's own data.
         minutes: for the training; None takes a quarter of what train.json says.
         device, data: as for `fewscan.training.run.train`.
-        overwrite: begin the round anew where one with other masks was begun.
+        overwrite: begin the round anew where one with other masks or settings was begun.
 
     Returns:
         The entry of `corrections.json`, and under `failed` the reasons of masks that cannot be used.

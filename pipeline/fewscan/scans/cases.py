@@ -128,8 +128,8 @@ def ordered_cases(
 def case_name(image: Path, root: Path, channels: Sequence[Mapping[str, Any] | str] | None) -> str:
     """The path below the root without folders that only say image, and without the suffixes of channel and file.
 
-    `channels` as a bundle has them. A file that is called like its channel (`p1/T1`), or says no more than that it is an
-    image (`p1/image`), has the name of its folder.
+    `channels` as a bundle has them. A file that is called like its channel (`p1/T1`), or says only that it is an image
+    (`p1/image`), has the name of its folder.
     """
     try:
         parts = image.relative_to(root).parts[:-1]

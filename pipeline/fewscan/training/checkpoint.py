@@ -28,7 +28,7 @@ def read_state(file: Path, settings: Mapping[str, Any], overwrite: bool) -> dict
     Args:
         file: of the state.
         settings: what decides the outcome, as the state has it under `settings`.
-        overwrite: whether the state of other settings is replaced.
+        overwrite: whether the state of other settings is replaced; one of the same settings is gone on from.
 
     Raises:
         BundleError: it is broken or of other settings.

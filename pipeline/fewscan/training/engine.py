@@ -66,7 +66,8 @@ class TrainingRun:
         folder: where `model.pt` and `training_state.pt` live.
         validator: scores the held-out cases; None where there are none.
         minutes: time for the whole training, or None to train the trainer's `max_epochs`.
-        overwrite: start again although there is a trained model, or the state of a training by other settings.
+        overwrite: start again although there is a trained model, or the state of a training by other settings. From a
+            state of the same settings it goes on.
         settings: what decides the outcome, by name (see `fewscan.bundle.deciding_settings`), JSON only. A state that
             was written with others is refused; `training.json` keeps them.
         start_from: file with the weights of a coarser FCN, from which this one goes on (see `fewscan.training.stages`);

@@ -21,7 +21,7 @@ from fewscan.scans import Case, Cases, Scan, find_cases, format_table, match_gri
 from fewscan.scans.cases import entry_stem
 from fewscan.scans.labels import read_instances, read_values
 from fewscan.training.data_page import overlay_png
-from fewscan.training.fingerprint import CaseFingerprint, Fingerprint, percentiles
+from fewscan.training.fingerprint import CaseFingerprint, Fingerprint, percentiles, says_spacing
 from fewscan.training.outliers import Preview
 from fewscan.training.sparse import unlabelled_slices
 
@@ -88,6 +88,10 @@ def read_material(
                 drawn[case.name] = seen.picture()
         except (FewscanError, OSError) as problem:
             failed.append((case.name, str(problem)))
+    for name, reason in _of_unlike_sizes([case for case in cases.cases if case.name in previews], looks):
+        del looks[name], previews[name]
+        drawn.pop(name, None)
+        failed.append((name, reason))
     for name, reason in failed:
         print(f"left out {name}: {reason}")
     usable = tuple(case for case in cases.cases if case.name in previews)
@@ -147,6 +151,30 @@ def _without_broken_labels(cases: Cases) -> tuple[Cases, list[tuple[str, str]]]:
     if not sound or not failed:
         raise first
     return replace(cases, cases=tuple(sound)), failed
+
+
+def _of_unlike_sizes(cases: Sequence[Case], looks: Mapping[str, CaseFingerprint]) -> list[tuple[str, str]]:
+    """Where some files say how large a voxel is and others do not: (name, why) of the fewer, at a tie of the latter.
+
+    No spacing suits both: on a grid of 0.0005 mm a pixel that is taken as 1 mm becomes 2000 along each axis.
+    """
+    stated: list[Case] = []
+    unknown: list[Case] = []
+    for case in cases:
+        look = looks[case.name]
+        (stated if says_spacing(look.format, look.spacing_mm) else unknown).append(case)
+    if not stated or not unknown:
+        return []
+    way_out = "write the sizes into all files, or into none"
+
+    def size(case: Case) -> str:
+        return f"{' x '.join(f'{mm:.3g}' for mm in looks[case.name].spacing_mm)} mm"
+
+    if len(stated) < len(unknown):
+        others = f"{len(unknown)} of the {len(cases)} cases say none"
+        return [(c.name, f"{c.image[0].name}: says that a voxel is {size(c)}, {others}; {way_out}") for c in stated]
+    others = f"{len(stated)} of the {len(cases)} cases do ({stated[0].image[0].name}: {size(stated[0])})"
+    return [(c.name, f"{c.image[0].name}: says no voxel size, {others}; {way_out}") for c in unknown]
 
 
 @dataclass(frozen=True)

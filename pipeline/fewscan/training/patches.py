@@ -19,6 +19,8 @@ from fewscan.training.resample import Mode, resample
 _ARRAYS = ("image", "label", "weight")
 MOST_VOXELS = 20_000
 """Of a label that are listed."""
+_SLAB = 2**18
+"""Voxels that are looked at at once: torch makes int64 indices of all that a mask holds, far larger than the label."""
 
 
 class ListLabelVoxelsd(MapTransform):  # type: ignore[misc]  # MONAI has no types
@@ -31,18 +33,32 @@ class ListLabelVoxelsd(MapTransform):  # type: ignore[misc]  # MONAI has no type
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """`data` with the lists of the first of the keys, (1, *spatial) class indices."""
         classes = data[self.keys[0]].as_subclass(Tensor)[0]
-        voxels = [_some((classes == label).nonzero()) for label in torch.unique(classes[classes > 0])]
+        slabs = torch.split(classes.reshape(-1), _SLAB)
+        labels = torch.unique(torch.cat([torch.unique(slab[slab > 0]) for slab in slabs]))
+        voxels = [_some(classes == label) for label in labels]
         known = classes >= 0
-        listed: dict[Hashable, Any] = {} if bool(known.all()) else {"known_voxels": _some(known.nonzero())}
+        listed: dict[Hashable, Any] = {} if bool(known.all()) else {"known_voxels": _some(known)}
         return {**data, "label_voxels": voxels, **listed}
 
 
-def _some(voxels: Tensor) -> Tensor:
-    """The same in every run; not every n-th, which a volume's rows and slices would share."""
-    if len(voxels) <= MOST_VOXELS:
-        return voxels
-    chosen = np.random.default_rng(0).choice(len(voxels), MOST_VOXELS, replace=False)
-    return voxels[torch.from_numpy(chosen)]
+def _some(mask: Tensor) -> Tensor:
+    """(n, axes) of up to `MOST_VOXELS` voxels of a mask, the same in every run.
+
+    Not every n-th, which a volume's rows and slices would share.
+    """
+    count = int(mask.count_nonzero())
+    if count <= MOST_VOXELS:
+        return mask.nonzero()
+    chosen = np.random.default_rng(0).choice(count, MOST_VOXELS, replace=False)
+    ranks, order = torch.from_numpy(chosen).to(mask.device).sort()  # the n-th voxel of the mask, in the array's order
+    places = torch.empty_like(ranks)
+    passed = first = 0
+    for number, slab in enumerate(torch.split(mask.reshape(-1), _SLAB)):
+        held = slab.nonzero()[:, 0]
+        last = int(torch.searchsorted(ranks, passed + len(held)))
+        places[order[first:last]] = number * _SLAB + held[ranks[first:last] - passed]
+        passed, first = passed + len(held), last
+    return torch.stack(torch.unravel_index(places, mask.shape), dim=1)
 
 
 def _one_of(voxels: Tensor, random: np.random.Generator) -> list[float]:

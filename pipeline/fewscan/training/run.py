@@ -29,7 +29,8 @@ def train(
         minutes: for the whole training; None trains the bundle's `epochs`.
         device: for example "cpu" or "cuda:1"; None takes a GPU where there is one.
         data: the folder of the cases; None takes the bundle's `dataset_dir`.
-        overwrite: train anew although there is a trained model.
+        overwrite: train anew although there is a trained model, or the state of a training by other settings (its
+            learning rate, for example). From a state of the same settings training goes on.
         settings: of train.json, for this training otherwise than in the file.
     """
     import torch

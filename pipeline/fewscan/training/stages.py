@@ -67,7 +67,8 @@ def train_stages(
     Args:
         bundle, device, data: as for `fewscan.training.run.train`.
         minutes: for all stages together, shared equally; None shares train.json's `minutes`, or else its `epochs`.
-        overwrite: train all stages anew although the bundle is trained. Interrupted in that, give it again to go on.
+        overwrite: train all stages anew although the bundle is trained or begun. Interrupted in that, give it again to
+            go on.
     """
     from fewscan.training.run import train
 
@@ -212,6 +213,7 @@ def _settings_of(folder: Path) -> dict[str, Any]:
 
 
 def _but_the_stage(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that differ from stage to stage."""
+    """Settings without those that may differ from stage to stage: the paper's finer ones learn at a lower rate."""
     network_def = {key: value for key, value in settings.get("network_def", {}).items() if key != "variant"}
-    return {key: value for key, value in settings.items() if key != ORIGIN} | {"network_def": network_def}
+    own = (ORIGIN, "learning_rate")
+    return {key: value for key, value in settings.items() if key not in own} | {"network_def": network_def}
