@@ -372,12 +372,13 @@ def test_the_report_says_what_was_done_by_what(tmp_path, bundle):
 def test_the_report_states_no_volume_of_a_picture_without_size_or_thickness(tmp_path):
     thresholds, masks = (100.5, 200.5), tmp_path / "masks"
     threshold_bundle(tmp_path / "bundle", thresholds, dims=2, window=(0, 255))
-    shapes = {"cell": (13, 21), "sized": (13, 21), "stack": (4, 13, 21)}
+    shapes = {"cell": (13, 21), "sized": (13, 21), "pages": (4, 13, 21), "stack": (4, 13, 21)}
     images = {name: (noise(n, shape) // 4).astype(np.uint8) for n, (name, shape) in enumerate(shapes.items())}
     scans = tmp_path / "scans"
     scans.mkdir()
     Image.fromarray(images["cell"]).save(scans / "cell.png")
     tifffile.imwrite(scans / "sized.tif", images["sized"], resolution=(20, 40), resolutionunit="CENTIMETER")
+    tifffile.imwrite(scans / "pages.tif", images["pages"], resolution=(20, 20), resolutionunit="CENTIMETER")
     size = {"axes": "ZYX", "unit": "mm", "spacing": 2}
     tifffile.imwrite(scans / "stack.tif", images["stack"], imagej=True, resolution=(10, 10), metadata=size)
     assert segment(scans, tmp_path / "bundle", masks).exit_code == 0
@@ -387,8 +388,9 @@ def test_the_report_states_no_volume_of_a_picture_without_size_or_thickness(tmp_
         answer = expected(image, thresholds)
         counts[name] = {"left kidney": int((answer == 1).sum()), "spleen": int((answer == 2).sum())}
         assert rows[name]["label_voxels"] == counts[name]
-    assert [rows[name]["spacing_mm"] for name in images] == [None, [0.5, 0.25, None], [0.1, 0.1, 2]]
-    assert rows["cell"]["ml"] == rows["sized"]["ml"] == {}
+    spacing = [[None] * 3, [0.5, 0.25, None], [0.5, 0.5, None], [0.1, 0.1, 2]]
+    assert [rows[name]["spacing_mm"] for name in images] == spacing
+    assert rows["cell"]["ml"] == rows["sized"]["ml"] == rows["pages"]["ml"] == {}
     for name, count in counts["stack"].items():
         assert rows["stack"]["ml"][name] == pytest.approx(count * 0.1 * 0.1 * 2 / 1000, abs=6e-5)
     with (masks / "fewscan" / "report.csv").open(newline="") as file:

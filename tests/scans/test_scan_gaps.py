@@ -133,7 +133,7 @@ def test_what_was_done_of_the_interpolated_stack_is_not_done_of_the_bare_one(tmp
     ledger = Ledger(tmp_path / "masks", {}, {})
     ledger.open(tmp_path / "scans")
     for scan, other in ((filled, bare), (bare, filled)):
-        ledger.sign(scan, places(scan), [], {"voxels": list(scan.grid.shape)})
+        ledger.sign(scan, places(scan), [], {"voxels": list(scan.grid.shape), "affine": scan.grid.affine.tolist()})
         assert ledger.receipt(scan) is not None and ledger.receipt(other) is None
 
 

@@ -268,6 +268,18 @@ def test_channels_that_are_named_are_found_in_new_scans(tmp_path, listed):
         find_cases(data, channels=["T1"], **patterns)
 
 
+@pytest.mark.parametrize("layout", ["{part}/{name}.nii", "{name}/{part}/vol_brain.nii", "{part}_{name}.nii"])
+def test_channels_that_are_named_may_lie_in_folders(tmp_path, layout):
+    """No end of a file tells them apart then: the names are kept as they are."""
+    files = {name: [layout.format(part=part, name=name) for part in ("T1", "FLAIR")] for name in ("p1", "p2")}
+    tree(tmp_path, *(file for both in files.values() for file in both), "labels/p1.nii", "labels/p2.nii")
+    items = [{"image": both, "label": f"labels/{name}.nii"} for name, both in files.items()]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    cases = find_cases(tmp_path / "list.json", channels=["T1", "FLAIR"])
+    assert cases.channels == [{"name": "T1"}, {"name": "FLAIR"}]
+    assert [[path.relative_to(tmp_path).as_posix() for path in case.image] for case in cases.cases] == [*files.values()]
+
+
 def test_dicom_folders_as_images(tmp_path):
     for name in ("p1", "p2"):
         write_series(tmp_path / "images" / name, image(), AFFINES["oblique"])

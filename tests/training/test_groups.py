@@ -36,6 +36,21 @@ def test_series_of_one_patient_stay_together_without_their_id(tmp_path):
     assert patient_numbers([case.image[0] for case in cases]) == [1, 2, 1, None, None]
 
 
+def test_slices_stay_together_whose_file_alone_calls_them_so():
+    """A pattern `slice_*` names the cases by what its star stands for."""
+    slices = [Case(f"{number:02}", (Path("data") / f"slice_{number:02}.png",)) for number in range(4)]
+    deeper = [Case(f"{p}/{number:02}", (Path(f"data/{p}/frame{number:02}.png"),)) for p in "ab" for number in (1, 2)]
+    assert len(set(group_cases(slices)[0])) == 1
+    groups, how = group_cases(deeper)
+    assert groups[0] == groups[1] != groups[2] == groups[3] and how == "by the name without the slice's number"
+
+
+def test_a_table_may_name_files_as_they_are_called(tmp_path):
+    slices = [Case(f"{number:02}", (Path("data") / f"slice_{number:02}.png",)) for number in range(2)]
+    (tmp_path / "groups.csv").write_text("case,group\nslice_00,a\n01,b\n")
+    assert group_cases(slices, read_groups(tmp_path / "groups.csv"))[0] == ["group 1", "group 2"]
+
+
 def test_a_patient_is_known_from_whatever_file_names_him(tmp_path):
     """Not from the first one alone: a disc begins with its DICOMDIR, a bad copy with a file cut short."""
     for number, name in enumerate(("disc", "cut")):

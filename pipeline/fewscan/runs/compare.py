@@ -111,10 +111,10 @@ def compare(
     found = (grouping.of_case, grouping.how)
     parts, why = make_folds(material.cases.cases, material.root, folds, test, seed, found, grouping.stack)
     listed = [[[case.name for case in part] for part in fold.parts] for fold in parts[: 1 if quick else None]]
-    spec = {**asdict(budget), "device": device or usual_device(), "dims": dims, "merge_masks": merge_masks}
+    spec: dict[str, Any] = {DATA: {case.name: _content(material.looks[case.name]) for case in material.cases.cases}}
+    spec |= {**asdict(budget), "device": device or usual_device(), "dims": dims, "merge_masks": merge_masks}
     spec |= {"learning_rates": {network: list(rates.values()) for network, rates in LEARNING_RATE.items()}}
     spec |= {"seed": seed, "folds": [{"training": training, "test": tested} for training, tested in listed]}
-    spec[DATA] = {case.name: _content(material.looks[case.name]) for case in material.cases.cases}
     _open(output, spec)
 
     work = [(network, number) for number in range(1, len(listed) + 1) for network in networks]
@@ -195,7 +195,7 @@ def _open(output: Path, spec: Mapping[str, Any]) -> None:
         before = read_json(file)
         for key, value in spec.items():
             if before.get(key) != value:
-                shown = "other cases" if key == "folds" else f"{key} {before.get(key)}, now it is {value}"
+                shown = "other cases or folds" if key == "folds" else f"{key} {before.get(key)}, now it is {value}"
                 if key == DATA:
                     shown = other_content(before.get(key), value)
                 raise BundleError(f"{output}: holds a comparison with {shown}; choose another --output")

@@ -24,7 +24,7 @@ from fewscan.runs.predictor import Predictor, read_settings
 from fewscan.runs.records import is_trained, write_json
 from fewscan.runs.score import label_reading, score_case, sign_flip_test
 from fewscan.scans import Case, Scan, find_scans
-from fewscan.scans.cases import case_name, entry_stem
+from fewscan.scans.cases import entry_stem, listed_name
 from fewscan.scans.dicom_segments import NotASegmentation
 from fewscan.scans.mask_files import read_mask
 from fewscan.training.corrections import (
@@ -361,7 +361,8 @@ def _compare(setup: Setup, record: Mapping[str, Any], device: str | None, data: 
     )
     if not entries:
         return None
-    cases = [_case(entry, setup) for entry in entries]
+    names = read_json(setup.folder / "datalist.json")["validation"]
+    cases = [_case(entry, listed, setup) for entry, listed in zip(entries, names, strict=True)]
     if len({case.name for case in cases}) < len(cases):  # from several folders
         cases = [replace(case, name=case.image[0].as_posix()) for case in cases]
     former = _kept(setup, "model.pt")
@@ -384,11 +385,12 @@ def _compare(setup: Setup, record: Mapping[str, Any], device: str | None, data: 
     return {**result, "groups": len(of_group), "p": round(p, 4)}
 
 
-def _case(entry: Mapping[str, Any], setup: Setup) -> Case:
+def _case(entry: Mapping[str, Any], listed: Mapping[str, Any], setup: Setup) -> Case:
+    """Of an entry with absolute paths, and as the data list has it."""
     image, label = ([Path(p) for p in (v if isinstance(v, list) else [v])] for v in (entry["image"], entry["label"]))
     structures = {} if setup.merged else setup.structures or {}
     named = tuple(structures[entry_stem(path)] for path in label) if structures else ()
-    name = case_name(Path(os.path.normpath(image[0])), setup.root, setup.settings["channels"])
+    name = listed_name(listed, Path(os.path.normpath(image[0])), setup.root, setup.settings["channels"])
     return Case(name, tuple(image), tuple(label), named)
 
 

@@ -19,7 +19,7 @@ from fewscan.scans.find import MARKER
 class Ledger:
     """The receipts of an output folder, below `fewscan/receipts`.
 
-    A receipt names the run's hash, the scan's voxels, the input files and the outputs with their hashes.
+    A receipt names the run's hash, the scan's grid, the input files and the outputs with their hashes.
     It counts only while all of that still holds: never "the output file exists".
 
     Args:
@@ -56,8 +56,7 @@ class Ledger:
             entry = self._read(scan)
             sound = (
                 entry["run"] == self.run
-                and entry["voxels"] == list(scan.grid.shape)  # others where missing slices are interpolated
-                and _same_inputs(entry["inputs"], scan)
+                and _same_scan(entry, scan)
                 and all(sha256(self.output / name) == digest for name, digest in entry["outputs"].items())
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -80,7 +79,7 @@ class Ledger:
         """Whether the files of the last receipt hold the labels that this run gives: only their format may differ."""
         try:
             entry = self._read(scan)
-            return bool(entry["labels"] == self.labels and _same_inputs(entry["inputs"], scan))
+            return bool(entry["labels"] == self.labels and _same_scan(entry, scan))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
 
@@ -96,7 +95,7 @@ class Ledger:
     ) -> dict[str, Any]:
         """Write the receipt of a scan whose outputs have been read back; returns it.
 
-        `seen` are the `places` of its files when it was found; `details` have its "voxels", the shape of its grid.
+        `seen` are the `places` of its files when it was found; `details` have its grid, as "voxels" and "affine".
         Raises ScanError where the files changed since then, and FewscanError where another run, which would have other
         outputs, began in this folder.
         """
@@ -175,6 +174,12 @@ def _hash(spec: Mapping[str, Any]) -> str:
 def _signature(scan: Scan) -> list[dict[str, Any]]:
     """Of each file once: name, place (see `places`), sha256."""
     return [{"name": file.name, "place": _place(file), "sha256": sha256(file)} for file in _inputs(scan)]
+
+
+def _same_scan(entry: Mapping[str, Any], scan: Scan) -> bool:
+    """Whether a receipt is of this grid, which depends on how files are read too, and of these files."""
+    grid = entry["voxels"] == list(scan.grid.shape) and entry["affine"] == scan.grid.affine.tolist()
+    return grid and _same_inputs(entry["inputs"], scan)
 
 
 def _same_inputs(signature: Sequence[Mapping[str, Any]], scan: Scan) -> bool:

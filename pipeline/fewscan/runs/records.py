@@ -37,7 +37,9 @@ def other_content(before: Mapping[str, str] | None, now: Mapping[str, str]) -> s
     """In words, of which cases image or label changed, by {case: sha256}; `before` None where no hash was kept."""
     if before is None:
         return "no hash of its images and labels, for it is of an older version"
-    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if before.keys() != now.keys():
+        return "other cases"
+    names = sorted(name for name in {*before, *now} if before[name] != now[name])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"another image or label of {', '.join(names[:3])}{more}"
 

@@ -28,7 +28,6 @@ from fewscan.runs.predictor import Predictor, read_settings
 from fewscan.runs.report import Report, failed_row, write_report
 from fewscan.scans import Scan, Skipped, find_scans
 from fewscan.scans.find import refuse_equal_names
-from fewscan.training.fingerprint import says_spacing
 
 
 def segment(
@@ -174,6 +173,7 @@ def _one(
             "seconds": round(time.monotonic() - started, 2),
             "format": scan.format,
             "voxels": list(scan.grid.shape),
+            "affine": scan.grid.affine.tolist(),
             "spacing_mm": spacing,
             "label_voxels": {label.name: int(counts[label.value]) for label in table},
             "ml": {label.name: round(float(counts[label.value]) * voxel_ml, 4) for label in table} if voxel_ml else {},
@@ -223,14 +223,10 @@ def _make_way(
     return valid, former, notes
 
 
-def _known_size(scan: Scan) -> tuple[list[float | None] | None, float | None]:
-    """Spacing in mm and volume in ml of a voxel, None where the file says none: one picture has no thickness."""
-    if not says_spacing(scan.format, scan.grid.spacing_mm):
-        return None, None
-    i, j, k = (round(s, 5) for s in scan.grid.spacing_mm)
-    if scan.format in ("png", "tiff") and scan.grid.shape[2] == 1:
-        return [i, j, None], None
-    return [i, j, k], scan.grid.voxel_mm3 / 1000
+def _known_size(scan: Scan) -> tuple[list[float | None], float | None]:
+    """Spacing in mm and volume in ml of a voxel; None for what the file does not say: one picture has no thickness."""
+    spacing = [None if axis in scan.assumed else round(mm, 5) for axis, mm in enumerate(scan.grid.spacing_mm)]
+    return spacing, None if scan.assumed else scan.grid.voxel_mm3 / 1000
 
 
 def _check_formats(wanted: Mapping[Scan, Sequence[str]]) -> dict[Scan, FormatError]:

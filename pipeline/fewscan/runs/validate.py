@@ -114,8 +114,11 @@ def validate(
     budget, budget_words = _budget(bundle, config, minutes)
     device_name = device or usual_device()
     folds_by_name = [[[case.name for case in cases] for cases in (part.training, part.test)] for part in scheme.parts]
-    spec = {"settings_sha256": settings_hash(bundle), "budget": budget, "device": device_name, "folds": folds_by_name}
-    spec[DATA] = {case.name: looks[case.name].sha256 for case in cases}
+    spec: dict[str, Any] = {
+        DATA: {case.name: looks[case.name].sha256 for case in cases},
+        "settings_sha256": settings_hash(bundle),
+    }
+    spec |= {"budget": budget, "device": device_name, "folds": folds_by_name}
     run = _Run(bundle, output, config, settings, table, scheme, looks, budget, device, seed)
     jobs = [_Job(number, None, part) for number, part in enumerate(scheme.parts, start=1)]
     try:

@@ -158,19 +158,26 @@ def undecided_value(listing: dict[str, Any]) -> int | None:
 def channels_by_ends(images: Sequence[tuple[Path, ...]], where: str) -> list[dict[str, Any]]:
     """Rows of channels from the ends of the file names, which have to be the same in every case."""
     ends = {_ends([entry_stem(path) for path in files]) for files in images}
-    if len(ends) > 1 or not all(next(iter(ends))):
+    first = next(iter(ends))
+    if len(ends) > 1 or not all(first) or len(set(first)) < len(first):
         raise PairingError(f"{where}: the channels' files have no common endings; name them like x_T1, x_T2")
-    return [{"name": end.strip("_-. "), "suffix": end} for end in next(iter(ends))]
+    return [{"name": end.strip("_-. "), "suffix": end} for end in first]
 
 
 def with_ends(rows: list[dict[str, Any]], images: Sequence[tuple[Path, ...]], where: str) -> list[dict[str, Any]]:
     """Rows of channels that lie in several files a case: named as `rows` are, else by the ends of the files.
 
-    They get these ends as suffixes, except where `rows` have some, or the files are slices of a DICOM series.
+    They get these ends as suffixes, except where `rows` have some, the files are slices of a DICOM series, or no ends
+    tell the files apart.
     """
     if rows and (any(row.get("suffix") for row in rows) or format_of(images[0][0]) in (None, "dicom")):
         return rows
-    ends = channels_by_ends(images, where)
+    try:
+        ends = channels_by_ends(images, where)
+    except PairingError:
+        if rows:
+            return rows
+        raise
     if not rows:
         return ends
     if len(ends) != len(rows):

@@ -175,24 +175,29 @@ def _alike(planes: list[Plane]) -> list[list[Plane]]:
 def _without_strangers(groups: list[list[Plane]]) -> tuple[list[list[Plane]], list[Skipped], tuple[str, ...]]:
     """The stacks of a series: the first group, most of it, and those of at least `FEWEST` positions, sound or not.
 
-    The others are left out, with a note for the scans about each. Raises GeometryError where a group lies where slices
-    of a larger stack belong: without them it would be a part of itself.
+    The others are left out, with a note for the scans about each. A stack in which images of another group lie would be
+    a part of itself without them: it fails. Raises GeometryError where that is the first.
     """
     total = sum(map(len, groups))
     stacks = groups[:1]
     skipped: list[Skipped] = []
     notes: list[str] = []
     for group in groups[1:]:
-        for main in stacks:
+        for main in stacks[:]:
             kind = _differ(main[0], group[0]) or "geometry"
             plane = _within(main, group)
-            if plane is not None:
-                raise GeometryError(
-                    f"{len(group)} of {total} images have another {kind} than the rest ({_numbers(plane, kind)} "
-                    f"against {_numbers(main[0], kind)}), but lie in its stack, {plane.path.name} at "
-                    f"{point(plane.position)} mm (LPS); export the series again, or move them away if they are no "
-                    f"part of the scan"
-                )
+            if plane is None:
+                continue
+            others = "the rest" if main is groups[0] else f"{len(main)} others"
+            reason = (
+                f"{len(group)} of {total} images have another {kind} than {others} ({_numbers(plane, kind)} against "
+                f"{_numbers(main[0], kind)}), but lie in their stack, {plane.path.name} at {point(plane.position)} mm "
+                f"(LPS); export the series again, or move them away if they are no part of the scan"
+            )
+            if main is groups[0]:
+                raise GeometryError(reason)
+            stacks.remove(main)
+            skipped.append(Skipped(_folder(main), f"{_folder(main)}: {reason}", failed=True))
         if len(levels(sorted(group, key=lambda plane: plane.along))) >= FEWEST:
             stacks.append(group)
             continue
@@ -323,6 +328,7 @@ def _scan(ordered: list[Plane], notes: tuple[str, ...], at: tuple[int, ...]) -> 
                 f"{end - k - 1} slice(s) missing between {point(before.position)} and {point(after.position)} mm "
                 f"(LPS), interpolated as asked for (--resample-gaps)",
             )
+    assumed: tuple[int, ...] = ()
     if depth > 1:
         step = (last.position - first.position) / (depth - 1)
         if first.stated_gap and abs(first.stated_gap - step @ first.normal) > 0.01 * first.stated_gap:
@@ -339,7 +345,7 @@ def _scan(ordered: list[Plane], notes: tuple[str, ...], at: tuple[int, ...]) -> 
             )
     else:
         thickness = first.stated_gap or first.thickness
-        step = first.normal * (thickness or 1.0)
+        step, assumed = first.normal * (thickness or 1.0), () if thickness else (2,)
         notes = (*notes, "a single slice" + ("" if thickness else " without thickness: 1 mm is assumed"))
     lps = np.eye(4)
     lps[:3, 0] = first.orientation[:3] * first.spacing[1]  # along a row: the distance between columns
@@ -361,7 +367,7 @@ def _scan(ordered: list[Plane], notes: tuple[str, ...], at: tuple[int, ...]) -> 
         notes = (*notes, f"slices are sheared by {tilt:.1f} degrees (gantry tilt): the affine keeps it")
     frames = tuple(plane.frame for plane in ordered) if first.frame else ()
     files = tuple(plane.path for plane in ordered)
-    return Scan("", "dicom", files, grid, frames=frames, planes=at, notes=notes, reader=read_series)
+    return Scan("", "dicom", files, grid, frames=frames, planes=at, notes=notes, assumed=assumed, reader=read_series)
 
 
 def _folder(planes: list[Plane]) -> Path:

@@ -64,7 +64,7 @@ def open_photo(path: Path, name: str, channels: Sequence[str] | None = None, lab
         notes.append("an opaque alpha channel is dropped")
     names = _names(path, found, channels)
     return Scan(
-        name, "png", (path,), _flat_grid(width, height), names, notes=tuple(notes),
+        name, "png", (path,), _flat_grid(width, height), names, notes=tuple(notes), assumed=(0, 1, 2),
         reader=read_photo_label if label else read_photo,
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
             notes.append("an opaque alpha channel is dropped")
             found -= 1
         pages = int(np.prod([sizes.get(axis, 1) for axis in "ZIQ"]))
-        spacing, source = _tiff_spacing(file, pages)
+        spacing, assumed, source = _tiff_spacing(file, pages)
         if source:
             notes.append(source)
         if label and found == 3:
@@ -124,7 +124,7 @@ def open_tiff(path: Path, name: str, channels: Sequence[str] | None = None, labe
     grid = Grid((sizes["X"], sizes["Y"], pages), affine)
     return Scan(
         name, "tiff", (path,), grid, _names(path, found, channels), notes=tuple(notes), companions=others,
-        reader=read_tiff,
+        assumed=assumed, reader=read_tiff,
     )  # fmt: skip
 
 
@@ -356,8 +356,8 @@ def _arranged(data: NDArray[Any], axes: str) -> NDArray[Any]:
     return data.transpose(order).reshape(channels, sizes["X"], sizes["Y"], pages)
 
 
-def _tiff_spacing(file: Any, pages: int) -> tuple[tuple[float, float, float], str | None]:
-    """Voxel size in mm and the note that says where it is from; 1 mm and None where no unit is stated.
+def _tiff_spacing(file: Any, pages: int) -> tuple[tuple[float, float, float], tuple[int, ...], str | None]:
+    """Voxel size in mm, the axes of which it is assumed, and where it is from; 1 mm and None where no unit is stated.
 
     `pages` are those along k: a file may hold several in one directory, or channels in several.
     """
@@ -378,11 +378,11 @@ def _tiff_spacing(file: Any, pages: int) -> tuple[tuple[float, float, float], st
     elif "ResolutionUnit" in tags and int(tags["ResolutionUnit"].value) == 3 and (per_cm := _resolution(tags)):
         x, y, source = 10 / per_cm[0], 10 / per_cm[1], "resolution per cm"  # inches are those of print and screens
     if source is None:
-        return (1.0, 1.0, 1.0), None
+        return (1.0, 1.0, 1.0), (0, 1, 2), None
     note = f"voxel size from {source}"
     if z is None and pages > 1:
-        return (x, y, x), f"{note}; it does not say how far the pages are apart: the pixel size is assumed"
-    return (x, y, z or 1.0), note
+        return (x, y, x), (2,), f"{note}; it does not say how far the pages are apart: the pixel size is assumed"
+    return (x, y, z or 1.0), () if z else (2,), note
 
 
 def _ome_size(pixels: ElementTree.Element, axis: str) -> float | None:

@@ -135,7 +135,7 @@ def _by_patterns(
     unlabelled: list[Case] = []
     for key, paths in sorted(grouped.items()):
         found_masks = sorted(masks.pop(key, []))
-        name = "/".join(key) or entry_stem(paths[0])
+        name = "/".join(key).strip("/") or entry_stem(paths[0])
         case = Case(name, tuple(paths), tuple(path for _, path in found_masks))
         structures = tuple(structure for structure, _ in found_masks)
         if len(found_masks) > 1 and not all(structures):

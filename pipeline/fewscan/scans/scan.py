@@ -28,6 +28,7 @@ class Scan:
     interpolated; empty where none is.
     `companions` are other files that voxels come from, which `files` lead to: the data of a detached header, the other
     files of an OME-TIFF; empty where there are none.
+    `assumed` are the axes (0, 1, 2 for i, j, k) along which the size of a voxel is not stated: 1 mm, or a pixel's.
     `channels` names the channels in order; `notes` says in words what had to be decided on the way.
     """
 
@@ -40,6 +41,7 @@ class Scan:
     planes: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     companions: tuple[Path, ...] = ()
+    assumed: tuple[int, ...] = ()
     reader: Callable[[Scan, Arrays], NDArray[Any]] = field(kw_only=True, repr=False, compare=False)
 
     def read(self, empty: Arrays = IN_MEMORY_ONLY) -> NDArray[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fewscan.errors import PairingError
 from fewscan.scans import Case
+from fewscan.scans.cases import entry_stem
 from fewscan.scans.patients import patient_numbers
 
 _PATIENT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
@@ -75,7 +76,7 @@ def group_cases(cases: Sequence[Case], table: Mapping[str, str] | None = None) -
     except ValueError:  # several drives of Windows
         below = [path.as_posix() for path in paths]
     patients = [_PATIENT.search(path) for path in below]
-    stems = [_SLICE.sub("", case.name) for case in cases]
+    stems = [_without_slice(case) for case in cases]
     without_numbers = [
         _NUMBER.sub("", stem) if stem == case.name else stem for stem, case in zip(stems, cases, strict=True)
     ]
@@ -105,6 +106,15 @@ def group_cases(cases: Sequence[Case], table: Mapping[str, str] | None = None) -
     return join_groups(groups, same), ", ".join(sorted(ways))
 
 
+def _without_slice(case: Case) -> str:
+    """The name without the number of a slice, which a name by a user's pattern may not call one: the file does."""
+    stem = _SLICE.sub("", case.name)
+    own = entry_stem(case.image[0])
+    if stem != case.name or not _SLICE.search(own):
+        return stem
+    return f"{case.name.rpartition('/')[0]}/{_SLICE.sub('', own)}"
+
+
 def read_groups(file: Path) -> dict[str, str]:
     """A table {case: group} from a CSV with the columns `case` and `group`, parted by commas or semicolons.
 
@@ -131,7 +141,7 @@ def _by_table(cases: Sequence[Case], table: Mapping[str, str]) -> list[str]:
     numbers: dict[str, int] = {}
     groups = []
     for case in cases:
-        names = (case.name, case.image[0].name, case.name.rpartition("/")[2])
+        names = (case.name, case.image[0].name, entry_stem(case.image[0]), case.name.rpartition("/")[2])
         group = next((table[name] for name in names if name in table), None)
         if group is None:
             raise PairingError(f"--groups says nothing of the case {case.name} ({case.image[0].name}); add its line")
