@@ -18,7 +18,7 @@ from fewscan.taps import linear_weights, resample_axis
 IN_CACHE = 2**18
 """Voxels whose largest values are found at once."""
 ON_GPU = 2**24
-"""Numbers of the network's grid, all classes, that are interpolated at once: a GPU is slow in small steps."""
+"""Numbers of all classes, before or after, that are interpolated at once: a GPU is slow in small steps."""
 
 
 class Decision:
@@ -87,7 +87,8 @@ class Decision:
             release(self._classes)
             return
         taps = [linear_weights(at, n, 1.0) for at, n in zip(there, logits.shape[1:], strict=True)]
-        planes = 1 if logits.device.type == "cpu" else max(1, ON_GPU // (logits[..., 0].numel()))
+        of_plane = max(logits[..., 0].numel(), len(logits) * math.prod(along.stop - along.start for along in own[:2]))
+        planes = 1 if logits.device.type == "cpu" else max(1, ON_GPU // of_plane)
         for first in range(0, own[2].stop - own[2].start, planes):
             here = slice(first, min(first + planes, own[2].stop - own[2].start))
             near = taps[2].needs(here)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import ball, write_volumes
+from conftest import ball, configure, write_volumes
 from fewscan.cli import main
 from fewscan.errors import BundleError, PairingError
 from fewscan.grid import Grid
@@ -28,6 +28,7 @@ from fewscan.runs.segment import segment
 from fewscan.scans import Case, find_cases
 from fewscan.training import PatchDataset
 from fewscan.training.material import read_material
+from fewscan.training.plan import plan
 from fewscan.training.plateau import has_plateaued
 from runs.tiny import save_nifti, stop_in_training
 
@@ -406,6 +407,13 @@ def test_multiplications_in_closed_form():
     expected = places * (4 * 2 * 9 + 4 * 4 // 2 + 4 * 3 * 8)
     assert measure.gmac(network, (1, 2, 9, 11, 5)) == pytest.approx(expected / 1e9, rel=1e-12)
     assert next(network.parameters()).device.type == "cpu"
+
+
+def test_a_step_with_deep_supervision_is_timed(tmp_path):
+    """Its network answers a list in training."""
+    plan(write_volumes(tmp_path / "data", 2), tmp_path / "bundle", validation=0)
+    configure(tmp_path / "bundle", network={"widths": [4, 8, 8], "deep_supervision": True}, patch=[16] * 3)
+    assert 0 < measure.seconds_per_step(tmp_path / "bundle", "cpu") < 60
 
 
 def test_memory_is_that_of_a_fresh_process(straight):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from conftest import ROOT, configure, write_volumes
 from fewscan.labels import LabelTable
@@ -46,6 +47,15 @@ def test_exact_tiles_are_one_pass_on_the_cpu(network, shape):
         tiled = OverlapTileInferer(len(shape), tile, mode="exact")(volume, network.cuda())
     assert tiled.device.type == "cpu"
     assert float((tiled - whole).abs().max() / whole.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_the_answer_lies_where_the_volume_lies(device):
+    """As with MONAI's inferer, also of a volume that knows its affine."""
+    volume = MetaTensor(torch.randn(1, 1, 20, 18, 16), affine=torch.eye(4)).to(device)
+    with torch.inference_mode():
+        answer = OverlapTileInferer(3)(volume, UNet(3, 1, 3, (4, 8, 8)).cuda().eval())
+    assert isinstance(answer, MetaTensor) and answer.device == volume.device
 
 
 @pytest.mark.parametrize("spacing", [None, (1.3, 0.7, 1.9)])

@@ -116,3 +116,18 @@ def test_frozen_layers_and_networks_without_batch_norm_stay_as_they_are():
         yield
 
     recompute_statistics(UNet(2, 1, 2, widths=(4, 8), norm="instance"), unwanted())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_half_precision_is_for_the_network_alone():
+    """Coordinates in float16 would cut the patches out of other places."""
+    network, making, answering = UNet(2, 1, 2, widths=(4, 8)).cuda(), [], []
+    network.register_forward_pre_hook(lambda *_: answering.append(torch.is_autocast_enabled("cuda")))
+
+    def images():
+        for _ in range(2):
+            making.append(torch.is_autocast_enabled("cuda"))
+            yield torch.randn(2, 1, 16, 16, device="cuda")
+
+    recompute_statistics(network, images(), amp=True)
+    assert making == [False, False] and answering == [True, True]

@@ -1,6 +1,7 @@
 """Patches: a function of the seed and their number alone, and cut where they say."""
 
 import itertools
+import os
 import pickle
 
 import numpy as np
@@ -254,6 +255,22 @@ def test_cases_are_kept_on_the_device_while_they_fit(monkeypatch):
     where = [{items.case(n)[key].device.type for key in ("image", "label")} for n in (2, 0, 1, 2)]
     assert where == [{"meta"}, {"meta"}, {"cpu"}, {"meta"}]
     assert items.case(0)["image"].affine.device.type == "cpu"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system starts workers anew")
+def test_a_forked_worker_does_not_ask_the_gpu_for_its_memory(monkeypatch):
+    """CUDA raises there, for it was begun before."""
+
+    def of_a_gpu(device):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    monkeypatch.setattr(patches, "room_for_cases", of_a_gpu)
+    items = PatchDataset([{"number": 0}], Case((6, 5, 4)), [], device="meta")
+    loader = torch.utils.data.DataLoader(items, num_workers=1, multiprocessing_context="fork")
+    (batch,) = loader
+    assert torch.equal(torch.as_tensor(batch["image"][0]), torch.as_tensor(Case((6, 5, 4))({"number": 0})["image"]))
+    with pytest.raises(RuntimeError, match="Cannot re-initialize"):
+        items[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -219,7 +219,7 @@ def test_then_patches_are_cut_and_what_was_lowered_stays_so_after_an_interruptio
 
 def test_a_device_without_memory_for_a_single_cell_is_refused_by_name(bundle, monkeypatch):
     fail_above(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(BundleError, match=r"out of memory on cpu, even with a single patch of 2 x 2 x 2; make"):
+    with pytest.raises(BundleError, match=r"even with a single patch of 2 x 2 x 2 \(CUDA out of memory\); make"):
         train(bundle, device="cpu")
 
 

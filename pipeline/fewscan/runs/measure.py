@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from fewscan.bundle import read_json
+from fewscan.training.step import is_out_of_memory
 
 TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -59,15 +60,29 @@ def gmac(network: nn.Module, shape: Sequence[int]) -> float:
 def seconds_per_step(bundle: Path, device: str) -> float:
     """Of a training step of a bundle's network on random patches: forward and backward, the quicker of two.
 
-    Reading, augmentation and the optimiser are not in it, so a training takes longer.
+    Reading, augmentation and the optimiser are not in it, so a training takes longer. On CUDA in half precision; where
+    memory does not suffice for the batch, which a training would part, patch by patch.
     """
-    network = network_of(bundle).to(device).train()
     config = read_json(bundle / "configs" / "train.json")
-    patches = torch.randn(config["batch"], len(config["channels"]), *config["patch"], device=device)
-    taken = []
+    batch, shape = int(config["batch"]), (len(config["channels"]), *config["patch"])
+    try:
+        return _seconds(network_of(bundle), (batch, *shape), device)
+    except RuntimeError as problem:
+        if not is_out_of_memory(problem) or batch == 1:
+            raise
+    return batch * _seconds(network_of(bundle), (1, *shape), device)
+
+
+def _seconds(network: nn.Module, shape: Sequence[int], device: str) -> float:
+    """Forward and backward of noise (N, C, *spatial) = `shape`, the quicker of two."""
+    network, taken = network.to(device).train(), []
+    patches = torch.randn(tuple(shape), device=device)
     for _ in range(3):
         started = time.perf_counter()
-        network(patches).square().mean().backward()
+        with torch.autocast("cuda", enabled=torch.device(device).type == "cuda"):
+            answer = network(patches)
+        first = answer[0] if isinstance(answer, (list, tuple)) else answer  # of a U-Net with deep supervision
+        first.float().square().mean().backward()
         _wait_for(device)
         taken.append(time.perf_counter() - started)
     return min(taken[1:])

@@ -225,9 +225,14 @@ class Predictor:
                 if isinstance(self.ask, OpenVinoNetwork):
                     self.notes += self.ask.notes[known:]
                 return decide.values(decision, answered)
-            except torch.OutOfMemoryError:
-                if not self._take_less(volume, not decision.aligned):
+            except RuntimeError as problem:
+                from fewscan.training.step import is_out_of_memory  # loads MONAI's engines
+
+                if not is_out_of_memory(problem):
                     raise
+                lack = problem.with_traceback(None)  # which holds on to what fills the memory
+            if not self._take_less(volume, not decision.aligned):
+                raise lack
 
     def _take_less(self, volume: Volume, slack: bool) -> bool:
         """Whether tiles can be smaller, which they are from here on; their answer is the same but for rounding."""
@@ -255,8 +260,11 @@ class Predictor:
 
     def logits(self, image: Any) -> Any:
         """The network's answer (classes, *spatial) for a preprocessed image (channel, *spatial), tile by tile."""
+        from fewscan.tiling import OverlapTileInferer
+
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            return self.inferer(image[None].to(self.device), self.network)[0]
+            volume = image[None] if isinstance(self.inferer, OverlapTileInferer) else image[None].to(self.device)
+            return self.inferer(volume, self.network)[0]
 
 
 def _split(network: torch.nn.Module) -> tuple[torch.nn.Module, Any]:

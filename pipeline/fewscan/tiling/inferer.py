@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,9 +87,11 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
         def ask(tiles: Tensor) -> Tensor:
             return network(tiles, *args, **kwargs)
 
-        logits = torch.stack([self._whole(image, ask, network) for image in volume])
+        answers = [self._whole(image, ask, network) for image in volume]
+        logits = answers[0][None] if len(answers) == 1 else torch.stack(answers)  # of one volume no second copy
         if isinstance(inputs, MetaTensor):
-            logits = convert_to_dst_type(logits, MetaTensor([]).copy_meta_from(inputs, copy_attr=False))[0]
+            meta = MetaTensor([]).copy_meta_from(inputs, copy_attr=False)
+            logits = convert_to_dst_type(logits, meta, device=logits.device)[0]
         return logits
 
     def pieces(
@@ -155,6 +157,17 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
             answer[(slice(None), *piece.core)] = piece.logits[own].to(image.device)
         assert answer is not None  # there is always a piece
         return answer
+
+
+def leave_where_it_is(
+    batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Image and label of a batch as they lie in memory, for `SupervisedEvaluator(prepare_batch=...)`.
+
+    `OverlapTileInferer` brings tiles alone to the network's device: neither the volume nor its logits take a GPU's
+    memory then, and answer and label are on one device.
+    """
+    return batch["image"], batch.get("label")
 
 
 def _device_of(network: Any, otherwise: torch.device) -> torch.device:

@@ -49,7 +49,7 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def recompute_statistics(network: nn.Module, images: Iterable[Tensor], ranks: int = 1) -> None:
+def recompute_statistics(network: nn.Module, images: Iterable[Tensor], ranks: int = 1, amp: bool = False) -> None:
     """Give batch-norm layers the mean and variance of all images together, as they are with the present weights.
 
     Each layer's statistics are those of the pooled voxels of every batch, not a mean over batches: of two patches a
@@ -62,6 +62,7 @@ def recompute_statistics(network: nn.Module, images: Iterable[Tensor], ranks: in
         network: on a device.
         images: batches (N, C, *spatial) on that device; left alone where the network has no batch norm.
         ranks: processes that each have a share of the images; all get the same statistics.
+        amp: whether the network answers in half precision on CUDA; how images are made is not touched by it.
     """
     network.train()
     layers = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
@@ -75,7 +76,8 @@ def recompute_statistics(network: nn.Module, images: Iterable[Tensor], ranks: in
         for layer in layers:
             layer.train()
         for image in images:
-            network(image)
+            with torch.autocast("cuda", enabled=amp):
+                network(image)
     finally:
         network.eval()
         for listener in listeners:

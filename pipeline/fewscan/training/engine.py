@@ -35,6 +35,8 @@ from fewscan.training.stop import STOPPED, StopSignals
 
 SECONDS_TO_SAVE = 300
 """Most time between two states, where epochs are longer."""
+LEAST_SCALE = 1e-6
+"""Of the loss in float16. A step without finite gradients is left out and halves it: from 65536, 36 steps on end."""
 LAST_PART = 0.1
 """Share of a training shortened at a plateau that is left after it, for the rate of learning to fall."""
 
@@ -279,14 +281,15 @@ class TrainingRun:
 
     def _save(self, engine: Engine) -> None:
         """Write the state of this step, the history and its page."""
-        if not all(bool(torch.isfinite(value).all()) for value in self.network.state_dict().values()):
+        scaler = getattr(engine, "scaler", None)
+        lost = scaler is not None and scaler.is_enabled() and scaler.get_scale() < LEAST_SCALE
+        if lost or not all(bool(torch.isfinite(value).all()) for value in self.network.parameters()):
+            what = "the loss is not finite any more" if lost else "weights are not finite any more"
             raise BundleError(
-                f"training went astray by step {engine.state.iteration}: weights are not finite any more; lower "
-                "`learning_rate` in train.json"
+                f"training went astray by step {engine.state.iteration}: {what}; lower `learning_rate` in train.json"
             )
         if not self.is_writer:
             return
-        scaler = getattr(engine, "scaler", None)
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -46,8 +46,7 @@ class FinalWeights:
         self._own = {name: value.clone() for name, value in self.network.state_dict().items()}
         if self.average is not None:
             self.average.copy_to(self.network)
-        with torch.autocast("cuda", enabled=engine.amp):
-            recompute_statistics(self.network, self._training_images(engine), self.sampler.ranks)
+        recompute_statistics(self.network, self._training_images(engine), self.sampler.ranks, engine.amp)
 
     def take_off(self) -> None:
         """The network is as it was."""

@@ -152,6 +152,8 @@ class PatchDataset(Dataset[dict[Hashable, Any]]):
     With a GPU as `device` patches are made there: cases are kept on it, in the order in which they come, while all of
     them together take at most a tenth of its memory, which a plan for a GPU leaves for them. From the others patches
     are cut on the CPU, and go on there. In a worker process, which has to leave the GPU alone, all stays on the CPU.
+    Where not all cases have room, an interrupted training may have others there when it goes on: their patches are the
+    same but for rounding.
 
     Args:
         data: one dictionary a case, as in a MONAI datalist.
@@ -196,15 +198,20 @@ class PatchDataset(Dataset[dict[Hashable, Any]]):
             case = self.transform(self.data[index])
             arrays = [torch.as_tensor(case[key]) for key in _ARRAYS if key in case]
             size = sum(array.nelement() * array.element_size() for array in arrays)
-            if self.device.type != "cpu" and self._kept_bytes + size <= room_for_cases(self.device):
+            if self._makes_on_device and self._kept_bytes + size <= room_for_cases(self.device):
                 case = self._on_device(case)
                 self._kept_bytes += size
             self._cases[index] = case
         return self._cases[index]
 
+    @property
+    def _makes_on_device(self) -> bool:
+        """Whether patches are made there and not on the CPU. A worker must not even ask the GPU for its memory."""
+        return self.device.type != "cpu" and get_worker_info() is None
+
     def _on_device(self, data: Any) -> Any:
         """`data` with its arrays where patches are made."""
-        if self.device.type == "cpu" or get_worker_info() is not None:
+        if not self._makes_on_device:
             return data
         return {**data, **{key: torch.as_tensor(data[key]).to(self.device) for key in _ARRAYS if key in data}}
 

@@ -17,8 +17,12 @@ from fewscan.errors import BundleError
 from fewscan.networks.bare import bare
 from fewscan.training.precision import bfloat16_is_right
 
-OUT_OF_MEMORY = ("not enough memory", "DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED")
-"""What torch's other errors say: Windows; Linux and macOS; Apple's GPUs; cuBLAS and cuDNN."""
+OUT_OF_MEMORY = (
+    "not enough memory", "DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED", "unable to find an engine",
+    "nable to find a valid cuDNN algorithm",
+)  # fmt: skip
+"""What torch's other errors say: Windows; Linux and macOS; Apple's GPUs; cuBLAS and cuDNN, the last two where no
+workspace can be had."""
 ANY_STRIDE = 32
 """Steps in which the patch of a network that names no stride is made smaller."""
 
@@ -65,7 +69,8 @@ class TrainingStep:
             except RuntimeError as problem:
                 if not is_out_of_memory(problem):
                     raise
-            self._lower(engine, image)  # here, for the exception holds on to what fills the memory
+                told = str(problem).strip().partition("\n")[0]
+            self._lower(engine, image, told)  # here, for the exception holds on to what fills the memory
         _optimise(engine, image.device)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         output: dict[str, Any] = engine.state.output
@@ -125,7 +130,7 @@ class TrainingStep:
             return torch.autocast(image.device.type, torch.bfloat16, enabled=self._right[size])
         return torch.autocast("cuda", enabled=engine.amp, **engine.amp_kwargs)
 
-    def _lower(self, engine: SupervisedTrainer, image: Tensor) -> None:
+    def _lower(self, engine: SupervisedTrainer, image: Tensor, told: str) -> None:
         engine.optimizer.zero_grad(set_to_none=True)
         engine.state.output = None
         if image.device.type == "cuda":
@@ -143,8 +148,8 @@ class TrainingStep:
             self.size = halved(size, engine.network)
             if self.size is None:
                 raise BundleError(
-                    f"out of memory on {image.device}, even with a single patch of {_shown(size)}; make `network_def` "
-                    "narrower in train.json and inference.json, free memory, or train on another device"
+                    f"out of memory on {image.device}, even with a single patch of {_shown(size)} ({told}); make "
+                    "`network_def` narrower in train.json and inference.json, free memory, or train on another device"
                 )
             self.samples = 1
         note = f"out of memory in step {engine.state.iteration}: from here on {self.samples} patch(es) of "
