@@ -378,7 +378,9 @@ def test_the_report_states_no_volume_of_a_picture_without_size_or_thickness(tmp_
     scans.mkdir()
     Image.fromarray(images["cell"]).save(scans / "cell.png")
     tifffile.imwrite(scans / "sized.tif", images["sized"], resolution=(20, 40), resolutionunit="CENTIMETER")
-    tifffile.imwrite(scans / "pages.tif", images["pages"], resolution=(20, 20), resolutionunit="CENTIMETER")
+    tifffile.imwrite(
+        scans / "pages.tif", images["pages"], resolution=(20, 20), resolutionunit="CENTIMETER", photometric="minisblack"
+    )
     size = {"axes": "ZYX", "unit": "mm", "spacing": 2}
     tifffile.imwrite(scans / "stack.tif", images["stack"], imagej=True, resolution=(10, 10), metadata=size)
     assert segment(scans, tmp_path / "bundle", masks).exit_code == 0

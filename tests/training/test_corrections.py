@@ -210,7 +210,7 @@ def test_a_slice_of_a_held_out_patient_is_known_before_its_channel(tmp_path, end
     refuse_held_out(datalist, tmp_path, scans["p2_s002"], channels)
     setup = correct_module.Setup(tmp_path, TABLE, {}, {"channels": channels}, datalist, tmp_path, [])
     entry = {"image": [str(tmp_path / file) for file in held["image"]], "label": "l"}
-    assert correct_module._case(entry, setup).name == "p1_s003"
+    assert correct_module._case(entry, held, setup).name == "p1_s003"
 
 
 def test_a_copy_of_a_held_out_image_is_refused_whatever_it_is_called(tmp_path):
