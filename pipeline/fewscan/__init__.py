@@ -7,6 +7,6 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("bundle", "networks", "training"):  # for bundles, which `import fewscan`
+    if name in ("bundle", "networks", "tiling", "training"):  # for bundles, which `import fewscan`
         return importlib.import_module(f"fewscan.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -280,6 +280,16 @@ def test_channels_that_are_named_may_lie_in_folders(tmp_path, layout):
     assert [[path.relative_to(tmp_path).as_posix() for path in case.image] for case in cases.cases] == [*files.values()]
 
 
+def test_channels_that_are_swapped_in_one_case_are_refused(tmp_path):
+    order = {"p1": ("T1", "FLAIR"), "p2": ("FLAIR", "T1")}
+    files = {name: [f"raw/{name}_{part}.nii" for part in parts] for name, parts in order.items()}
+    tree(tmp_path, *(file for both in files.values() for file in both), "labels/p1.nii", "labels/p2.nii")
+    items = [{"image": both, "label": f"labels/{name}.nii"} for name, both in files.items()]
+    (tmp_path / "list.json").write_text(json.dumps({"training": items}))
+    with pytest.raises(PairingError, match="no common endings"):
+        find_cases(tmp_path / "list.json", channels=["T1", "FLAIR"])
+
+
 def test_dicom_folders_as_images(tmp_path):
     for name in ("p1", "p2"):
         write_series(tmp_path / "images" / name, image(), AFFINES["oblique"])

@@ -40,6 +40,8 @@ def test_slices_stay_together_whose_file_alone_calls_them_so():
     """A pattern `slice_*` names the cases by what its star stands for."""
     slices = [Case(f"{number:02}", (Path("data") / f"slice_{number:02}.png",)) for number in range(4)]
     deeper = [Case(f"{p}/{number:02}", (Path(f"data/{p}/frame{number:02}.png"),)) for p in "ab" for number in (1, 2)]
+    single = [Case(patient, (Path(f"data/{patient}/frame01.nii.gz"),)) for patient in ("p1", "p2", "p3")]
+    assert group_cases(single) == (["p1", "p2", "p3"], "each case by itself")
     assert len(set(group_cases(slices)[0])) == 1
     groups, how = group_cases(deeper)
     assert groups[0] == groups[1] != groups[2] == groups[3] and how == "by the name without the slice's number"

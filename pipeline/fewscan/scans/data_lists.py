@@ -159,7 +159,7 @@ def channels_by_ends(images: Sequence[tuple[Path, ...]], where: str) -> list[dic
     """Rows of channels from the ends of the file names, which have to be the same in every case."""
     ends = {_ends([entry_stem(path) for path in files]) for files in images}
     first = next(iter(ends))
-    if len(ends) > 1 or not all(first) or len(set(first)) < len(first):
+    if len(ends) > 1 or not _tell_apart(first):
         raise PairingError(f"{where}: the channels' files have no common endings; name them like x_T1, x_T2")
     return [{"name": end.strip("_-. "), "suffix": end} for end in first]
 
@@ -172,12 +172,9 @@ def with_ends(rows: list[dict[str, Any]], images: Sequence[tuple[Path, ...]], wh
     """
     if rows and (any(row.get("suffix") for row in rows) or format_of(images[0][0]) in (None, "dicom")):
         return rows
-    try:
-        ends = channels_by_ends(images, where)
-    except PairingError:
-        if rows:
-            return rows
-        raise
+    if rows and _have_no_ends(images):
+        return rows
+    ends = channels_by_ends(images, where)
     if not rows:
         return ends
     if len(ends) != len(rows):
@@ -186,6 +183,19 @@ def with_ends(rows: list[dict[str, Any]], images: Sequence[tuple[Path, ...]], wh
             f"{where}: each case has {len(ends)} images, but the channels are {named}; name one for each"
         )
     return [{**end, "name": row["name"]} for end, row in zip(ends, rows, strict=True)]
+
+
+def _have_no_ends(images: Sequence[tuple[Path, ...]]) -> bool:
+    """Whether no case's files end in different ways behind a common start, so that ends cannot be of channels."""
+    stems = [tuple(entry_stem(path) for path in files) for files in images]
+    ends = [_ends(list(of_case)) for of_case in stems]
+    if len(set(ends)) == 1:
+        return not _tell_apart(ends[0])
+    return all(own == whole or not _tell_apart(own) for own, whole in zip(ends, stems, strict=True))
+
+
+def _tell_apart(ends: Sequence[str]) -> bool:
+    return all(ends) and len(set(ends)) == len(ends)
 
 
 def _ends(stems: list[str]) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from fewscan.grid import LPS_FROM_RAS, Grid
 from fewscan.scans.nrrd_header import check_header
 from fewscan.scans.scan import Scan
 
-_NO_GEOMETRY = "the header gives no geometry: 1 mm voxels along left, posterior, superior are assumed"
 _UNSAID = (
     "the header does not say which anatomical directions its axes have (no space, or one that ITK does not turn): "
     "left, posterior, superior are assumed"
@@ -45,7 +44,7 @@ def open_nrrd(path: Path, name: str, channels: Sequence[str] = ("image",), label
             f"a time series, or channels? Save the volume to segment as a 3-D file, or name the channels"
         )
     grid, notes = _grid(path, size, reader)
-    assumed = (0, 1, 2) if notes == (_NO_GEOMETRY,) else ()
+    assumed = (2,) if dimensions == 2 else ()
     return Scan(
         name, "nrrd", (path,), grid, tuple(channels), notes=notes, companions=beside, assumed=assumed, reader=read_nrrd
     )
@@ -83,7 +82,7 @@ def _grid(path: Path, size: tuple[int, ...], reader: Any) -> tuple[Grid, tuple[s
     except ValueError as problem:
         raise GeometryError(f"{path}: {problem}") from None
     if np.array_equal(grid.affine, LPS_FROM_RAS):
-        return grid, (_NO_GEOMETRY,)
+        return grid, ("the header gives no geometry: 1 mm voxels along left, posterior, superior are assumed",)
     return grid, () if _says_directions(reader) else (_UNSAID,)
 
 

@@ -159,14 +159,20 @@ class OverlapTileInferer(Inferer):  # type: ignore[misc]  # MONAI has no types
         return answer
 
 
-def leave_where_it_is(
+def prepare_batch_of(inferer: Any) -> Callable[..., Any]:
+    """What fits an inferer as `SupervisedEvaluator(prepare_batch=...)`.
+
+    `OverlapTileInferer` brings tiles alone to the network's device. So image and label stay where they are: neither the
+    volume nor its logits take a GPU's memory, and answer and label are on one device. Others get MONAI's own way.
+    """
+    from monai.engines.utils import default_prepare_batch  # slow to load
+
+    return _leave_where_it_is if isinstance(inferer, OverlapTileInferer) else default_prepare_batch
+
+
+def _leave_where_it_is(
     batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Image and label of a batch as they lie in memory, for `SupervisedEvaluator(prepare_batch=...)`.
-
-    `OverlapTileInferer` brings tiles alone to the network's device: neither the volume nor its logits take a GPU's
-    memory then, and answer and label are on one device.
-    """
     return batch["image"], batch.get("label")
 
 

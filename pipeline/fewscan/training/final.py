@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine
 from torch import Tensor, nn
 
+from fewscan.errors import BundleError
 from fewscan.files import replace_when_complete
 from fewscan.training.average import WeightAverage, recompute_statistics
 from fewscan.training.patches import StepSampler
@@ -55,8 +56,16 @@ class FinalWeights:
         self._own = None
 
     def write(self, path: Path) -> None:
-        """What the network holds, on the CPU; the file's bytes depend on nothing else."""
+        """What the network holds, on the CPU; the file's bytes depend on nothing else.
+
+        Raises BundleError where that is not finite.
+        """
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+            raise BundleError(
+                f"{path}: is not written, for batch-norm statistics of it are not finite: half precision does not hold "
+                "what the network answers; set `half_precision` to false in train.json"
+            )
         with replace_when_complete(path) as temporary, temporary.open("wb") as file:
             torch.save(weights, file)  # to a path, the temporary name would get into the file and its hash
 

@@ -76,7 +76,7 @@ def group_cases(cases: Sequence[Case], table: Mapping[str, str] | None = None) -
     except ValueError:  # several drives of Windows
         below = [path.as_posix() for path in paths]
     patients = [_PATIENT.search(path) for path in below]
-    stems = [_without_slice(case) for case in cases]
+    stems = [_without_slice(case, path) for case, path in zip(cases, below, strict=True)]
     without_numbers = [
         _NUMBER.sub("", stem) if stem == case.name else stem for stem, case in zip(stems, cases, strict=True)
     ]
@@ -106,13 +106,13 @@ def group_cases(cases: Sequence[Case], table: Mapping[str, str] | None = None) -
     return join_groups(groups, same), ", ".join(sorted(ways))
 
 
-def _without_slice(case: Case) -> str:
-    """The name without the number of a slice, which a name by a user's pattern may not call one: the file does."""
+def _without_slice(case: Case, path: str) -> str:
+    """The name without the number of a slice; one by a user's pattern may not call it so, as the path of its file does."""
     stem = _SLICE.sub("", case.name)
     own = entry_stem(case.image[0])
     if stem != case.name or not _SLICE.search(own):
         return stem
-    return f"{case.name.rpartition('/')[0]}/{_SLICE.sub('', own)}"
+    return f"{path.rpartition('/')[0]}/{_SLICE.sub('', own)}"
 
 
 def read_groups(file: Path) -> dict[str, str]:
