@@ -107,7 +107,7 @@ def group_cases(cases: Sequence[Case], table: Mapping[str, str] | None = None) -
 
 
 def _without_slice(case: Case, path: str) -> str:
-    """The name without the number of a slice. A user's pattern may hide that it is one: the path of the file says it."""
+    """The name without the number of a slice. A user's pattern may hide that it is one: the path of its file tells."""
     stem = _SLICE.sub("", case.name)
     own = entry_stem(case.image[0])
     if stem != case.name or not _SLICE.search(own):
