@@ -413,7 +413,8 @@ def test_a_step_with_deep_supervision_is_timed(tmp_path):
     """Its network answers a list in training."""
     plan(write_volumes(tmp_path / "data", 2), tmp_path / "bundle", validation=0)
     configure(tmp_path / "bundle", network={"widths": [4, 8, 8], "deep_supervision": True}, patch=[16] * 3)
-    assert 0 < measure.seconds_per_step(tmp_path / "bundle", "cpu") < 60
+    assert isinstance(measure.network_of(tmp_path / "bundle").train()(torch.zeros(2, 1, 16, 16, 16)), list)
+    assert measure.seconds_per_step(tmp_path / "bundle", "cpu") > 0
 
 
 def test_memory_is_that_of_a_fresh_process(straight):
